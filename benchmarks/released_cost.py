@@ -305,8 +305,8 @@ class HourCost:
     """Cost of decoding the observed points of an hour: products, bytes kept, share of the whole."""
 
     value: Count
-    pull: Count
-    push: Count
+    vjp: Count
+    jvp: Count
     kept: int
     share: float
 
@@ -363,14 +363,14 @@ def hour_cost(model: Released, hour: int) -> HourCost:
     with storages:
         tangent = Tangent(read, z)
         part()
-        tangent.pull(w)
+        tangent.vjp(w)
         part()
-        tangent.push(z)
+        tangent.jvp(z)
         part()
     kept = storages.now - before
     del tangent
-    value, pull, push = counts
-    return HourCost(value, pull, push, kept, points.share)
+    value, vjp, jvp = counts
+    return HourCost(value, vjp, jvp, kept, points.share)
 
 
 def kept_per_state(model: Released) -> int:
@@ -383,7 +383,7 @@ def kept_per_state(model: Released) -> int:
         tangent = Tangent(
             lambda x: model.decode(x).flatten(1).index_select(1, torch.arange(1000)), z
         )
-        tangent.push(torch.empty_like(z))
+        tangent.jvp(torch.empty_like(z))
     kept = storages.now - before
     del tangent
     return kept
@@ -402,11 +402,11 @@ def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict
     count, peak, found = Count.of(first), first.peak, {}
     for number, hour in enumerate(hours, 1):
         if number > 1:
-            count = count.plus(hour.value).plus(hour.pull, products).plus(hour.push, products)
+            count = count.plus(hour.value).plus(hour.vjp, products).plus(hour.jvp, products)
             if number <= chunks.kept:
                 peak += hour.kept
             else:  # linearised again for both products, the adjoint recorded for the second
-                count = count.plus(hour.value, 2 * products).plus(hour.pull, products)
+                count = count.plus(hour.value, 2 * products).plus(hour.vjp, products)
         kept = min(chunks.kept, number)
         found[number] = Cost(peak, weights, count, kept, hours[:number])
     return found
@@ -426,8 +426,8 @@ def table(arguments: argparse.Namespace) -> list[CostRow]:
             seconds = work.operations / rate / 1e12 + work.moved / arguments.bandwidth / 1e9
             parts = (
                 sum(hour.value.operations for hour in cost.hours),
-                sum(hour.pull.operations for hour in cost.hours),
-                sum(hour.push.operations for hour in cost.hours),
+                sum(hour.vjp.operations for hour in cost.hours),
+                sum(hour.jvp.operations for hour in cost.hours),
                 work.operations - work.decoder,
             )
             rows += [

@@ -27,7 +27,7 @@ TOKENS = {
     "async_blocks": "blocks",
     "asyncio": "time",  # of asyncio only `sleep` is used
 }
-"""Names of the asynchronous side and of the synchronous one, besides those unasync knows."""
+"""Replacements of asynchronous by synchronous names, in addition to those of unasync."""
 
 INIT = '"""The client without asyncio, generated from `appa_client._async`."""\n'
 

@@ -76,20 +76,20 @@ EXTRAS: dict[str, str] = {
     "gateway": "data",
     "mcp": "mcp",
 }
-"""The extra of the distribution that brings what a command imports, where the plain one does not."""
+"""Extra of the distribution that a command needs; commands not listed need none."""
 
 PRIVATE = frozenset(
     {"up", "gateway", "worker", "keys", "sources", "cycles", "reanalyse", "retention", "catalogue"}
     | {"backup", "restore", "recover"}
 )
-"""Commands that write into the data folder alone: what they write is for this user alone."""
+"""Commands that write only into the data folder: they create files with umask 077."""
 
 OWN_PACKAGES = ("model", "worker", "service", "deploy", "appa_client")
 
 
-# Contexts and commands are Any: typer brings a click of its own, whose types are private.
+# Contexts and commands are Any: typer vendors click, whose types are private there.
 class LazyGroup(TyperGroup):
-    """Imports a subcommand's module when it is called, so that `appa --help` needs no torch."""
+    """Import a subcommand's module when it is called, so that `appa --help` needs no torch."""
 
     only_names = False
     """Whether commands are looked up for their names and help alone."""
@@ -176,7 +176,7 @@ def main(*args: Any, **kwargs: Any) -> None:
 
 
 def _message(error: Exception) -> str | None:
-    """Return the sentence of an error of ours; None for any other, which deserves a traceback."""
+    """Return the message of an expected error; None for any other, which is shown with a traceback."""
     if isinstance(error, AppaError):
         return error.message
     client = sys.modules.get("appa_client")  # `appa --help` does not import it

@@ -56,15 +56,15 @@ __all__ = [
 ]
 
 _PIPED_WIDTH = 200
-"""Columns of tables that go to a file or a pipe, where there is no terminal to fit."""
+"""Width of tables in characters when the output is a file or a pipe."""
 
 
 class _Console(Console):
-    """Fills the terminal, or the columns that COLUMNS names when it prints, or a wide page."""
+    """Console as wide as the terminal, else as the current COLUMNS, else `_PIPED_WIDTH`."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr)
-        self._width = None  # which is what COLUMNS was when it was made
+        self._width = None  # rich would keep the COLUMNS of the time of import
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -150,8 +150,8 @@ def key_table(*columns: str, keys: Collection[str], title: str | None = None) ->
 
     Arguments:
         columns: Headings.
-        keys: Of these, the columns of what is copied into other commands: ids, names. They keep
-            their width, the others are folded.
+        keys: Columns of ids and names, which users copy into other commands. They keep their
+            width, the others are folded.
         title: Shown above.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, title=title)

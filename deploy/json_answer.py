@@ -1,7 +1,7 @@
-"""Answer programs: the option `--json`, and one JSON document on standard output.
+"""Define the option `--json`: one JSON document on standard output.
 
-Everything else that a command has to say goes to standard error then. Nothing is imported here that
-the answer does not need: `appa probe` is asked every minute of every worker.
+All other output of the command then goes to standard error. Imports are kept to a minimum, because
+`appa probe` runs every minute for every worker.
 """
 
 import json
@@ -20,12 +20,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 
 def print_json(value: BaseModel | list[Any] | dict[str, Any]) -> None:
-    """Write one JSON document to standard output; numbers that JSON does not have are null."""
+    """Write one JSON document to standard output; NaN and infinity become null."""
     typer.echo(json.dumps(_plain(value), allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; what it has no form for as text."""
+    """Return a value as JSON types; values of other types as text."""
     if isinstance(value, BaseModel):
         return _plain(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
@@ -39,7 +39,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def progress_aside(as_json: bool) -> Iterator[None]:
-    """Send what is printed meanwhile to standard error, if standard output is for JSON."""
+    """Redirect printed progress to standard error if standard output is for JSON."""
     if as_json:
         with redirect_stdout(sys.stderr):
             yield

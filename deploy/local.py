@@ -54,13 +54,13 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "scheduler": ("appa", "worker", "scheduler"),
     "sources": ("appa", "worker", "sources"),
 }
-"""Our own processes by name, as one types them; `docker-compose.yml` says the same."""
+"""Commands of our own processes by name; keep in step with `docker-compose.yml`."""
 
 OPTIONAL: frozenset[str] = frozenset({"sources"})
-"""Of these, the ones that run only where there is something for them to do."""
+"""Those started only if they have something to do."""
 
 _STOP_SECONDS: dict[str, float] = {"gateway": 15.0, "model": 60.0}
-"""Time that parts get to stop in good order, where it is not that of `Process`: the gateway gives
+"""Grace periods from SIGTERM to SIGKILL that differ from the default of `Process`: the gateway gives
 requests ten seconds, a job ends at its next step."""
 
 _PRELOADED: tuple[str, ...] = (
@@ -76,17 +76,17 @@ _PRELOADED: tuple[str, ...] = (
     "celery.concurrency.prefork",
     "kombu.transport.redis",
 )
-"""What our own processes import, but for the model worker: it takes as long to import torch as one
-process does to import these, and beside it."""
+"""Modules that our processes import, loaded once before forking. The model worker is not forked: it
+imports torch meanwhile, which takes as long."""
 
 BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",
     "appendfsync": "everysec",
     "maxmemory-policy": "noeviction",
-    "stream-node-max-bytes": "512",  # taken at once by each stream, of which most hold two events
+    "stream-node-max-bytes": "512",  # allocated by each stream, and most hold only two events
     "save": "",
 }
-"""How Redis or Valkey must be set up; `docker-compose.yml` says the same."""
+"""Required settings of Redis or Valkey; keep in step with `docker-compose.yml`."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ class Process:
     Attributes:
         name: Shown before its log lines.
         command: Program and arguments.
-        stop_seconds: Time it gets to stop in good order.
-        folder: Needed to start, and made before each start where it is missing.
-        forked: Whether it may be a fork of the supervisor's `Preloaded`; its command is Python's then.
+        stop_seconds: Grace period from SIGTERM to SIGKILL.
+        folder: Folder that it needs; created before each start if it is missing.
+        forked: Whether it may be forked from the supervisor's `Preloaded`, if its command is Python's.
     """
 
     name: str
@@ -125,7 +125,7 @@ def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
 
 _PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0
-_UMASK = 0o077  # what the parts write is for this user alone
+_UMASK = 0o077  # files of all processes are readable by this user only
 
 
 def die_with_parent() -> None:
@@ -136,11 +136,11 @@ def die_with_parent() -> None:
 
 @dataclass
 class Child:
-    """A part and its process.
+    """A supervised process.
 
     Attributes:
         pause: Seconds before the next restart.
-        restart_at: When it is started again, None while it runs.
+        restart_at: When it is restarted; None while it runs.
     """
 
     part: Process
@@ -151,13 +151,13 @@ class Child:
 
 
 class Supervisor:
-    """Start parts in order, keep them running, and stop the first one, the broker, last.
+    """Start processes (parts) in order, keep them running, and stop the first one, the broker, last.
 
     Arguments:
-        parts: In order of start.
-        environment: For all of them.
+        parts: Processes in order of start.
+        environment: Environment of all of them.
         write: Called with (part name, line) for every line of their logs and our own.
-        preloaded: Modules that parts which are forked share; without them each is a new interpreter.
+        preloaded: Modules loaded before forking; if empty, each part starts its own interpreter.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Supervisor:
     def start_all(self, but: Collection[str] = ()) -> None:
         """Start the parts that do not run yet, in order, except those named in `but`.
 
-        Those that are forked come last: what they are forked from loads while others start.
+        Forked parts start last: the preloaded process imports its modules while the others start.
         """
         self.load()
         for part in sorted(self.parts, key=lambda part: part.forked):
@@ -190,14 +190,14 @@ class Supervisor:
                 self.start(part.name)
 
     def load(self) -> None:
-        """Begin to load what parts are forked from, and return at once."""
+        """Start the process that parts are forked from (Linux only); return while it imports modules."""
         if self.preloaded and self._forks is None and sys.platform == "linux":
             with self._logged("appa") as output:
                 self._forks = Preloaded(self.preloaded, self.environment, output=output)
 
     @property
     def preloaded_pid(self) -> int | None:
-        """Return the process id of what parts are forked from; None without it."""
+        """Return the id of the process that parts are forked from; None if there is none."""
         return None if self._forks is None else self._forks.pid
 
     def pid(self, name: str) -> int:
@@ -205,7 +205,7 @@ class Supervisor:
         return self.children[name].process.pid
 
     def tend(self) -> None:
-        """Restart children that ended, for ever, after a pause that grows up to half a minute.
+        """Restart children that have ended, without limit, after a back-off of up to half a minute.
 
         Call it a few times a second.
         """
@@ -214,6 +214,7 @@ class Supervisor:
             self.write(
                 "appa", "the process that parts are forked from ended; each starts by itself"
             )
+            self._forks.close()
             self._forks = None
         for name, child in self.children.items():
             if child.restart_at is None and child.process.poll() is not None:
@@ -230,7 +231,7 @@ class Supervisor:
         try:
             child.process = self._spawn(child.part)
             child.started, child.restart_at = now, None
-        except OSError as error:  # no memory or process table for it now
+        except OSError as error:  # out of memory or process ids: retry
             child.restart_at = now + child.pause
             told = f"{child.part.name} cannot be started ({error}); again in {child.pause:.1f} s"
             self.write("appa", told)
@@ -255,7 +256,7 @@ class Supervisor:
                 child.process.wait(child.part.stop_seconds)
             except subprocess.TimeoutExpired:
                 self.write("appa", f"{child.part.name} did not stop in time: killed")
-            with suppress(ProcessLookupError):  # and whatever it started
+            with suppress(ProcessLookupError):  # the whole process group
                 os.killpg(child.process.pid, signal.SIGKILL)
             child.process.wait()
 
@@ -264,7 +265,7 @@ class Supervisor:
             part.folder.mkdir(mode=0o700, exist_ok=True)
         with self._logged(part.name) as output:
             if part.forked and self._forks is not None:
-                with suppress(ChildProcessError):  # a new interpreter is slower and does the same
+                with suppress(ChildProcessError):  # fall back to a new interpreter, which is slower
                     return self._forks.start(
                         part.command[2:], self.environment, output, session=True, umask=_UMASK
                     )
@@ -275,7 +276,7 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 umask=_UMASK,
-                start_new_session=True,  # Ctrl-C reaches the supervisor alone
+                start_new_session=True,  # so that Ctrl-C reaches only the supervisor
                 preexec_fn=die_with_parent,
             )
 
@@ -318,10 +319,10 @@ class StackOptions:
         models: Checkpoints to load; the first is the default; empty for the worker's own choice.
         redis_url: An existing server; None starts the embedded one.
         quiet: Log to the file alone.
-        copies: How many processes of a part run, by its name; one of those that are not named.
-        environment: Variables for all processes, besides those of this one.
-        buckets: Whether the buckets that the environment names are used. An exercise must not: it
-            would ingest the uploads of another installation, and by a fast clock delete them.
+        copies: Number of processes by name of the part; 1 for parts not named.
+        environment: Variables for all processes, in addition to those of this one.
+        buckets: Whether to use the buckets named in the environment. A rehearsal must not: it would
+            ingest the uploads of another installation and, with its fast clock, expire them.
     """
 
     data: Path
@@ -416,7 +417,7 @@ class LocalStack:
     def __exit__(self, *_: object) -> None:
         self.log.write("appa", "stopping")
         self.supervisor.stop()
-        sweep_scratch()  # of parts that were killed
+        sweep_scratch()  # left by killed parts
         self.stores.redis.close()
         self.log.write("appa", "stopped")
         self.log.close()
@@ -446,7 +447,7 @@ class LocalStack:
     def wait_ready(self, seconds: float) -> bool:
         """Wait for the gateway and a ready worker of each queue; return False when time ran out."""
         end = time.monotonic() + seconds
-        # One client: each reads all certificates, at the cost of the parts that are starting.
+        # One client: each would load all certificates, taking processor time from parts that start.
         with httpx.Client(base_url=self.url, timeout=2) as http:
             while time.monotonic() < end and not self.stopping.wait(0.1):
                 self.supervisor.tend()
@@ -470,7 +471,7 @@ def _broker_socket(layout: Layout) -> tuple[Path, Path | None]:
 
 
 def _locked(layout: Layout) -> IO[str]:
-    """Return the open file whose lock says who uses a data folder."""
+    """Lock a data folder for one stack; return the open lock file."""
     lock = (layout.root / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -489,7 +490,7 @@ def embedded_broker(layout: Layout, seconds: float = 60.0) -> Iterator[str]:
 
     Arguments:
         layout: The data folder, which exists.
-        seconds: Longest wait for one that reads its files.
+        seconds: Maximum wait for a server that is loading its files.
 
     Raises:
         ConfigurationError: If the data folder is in use, but the server does not answer.

@@ -1,12 +1,12 @@
 """Start processes as forks of one that has their modules loaded.
 
-Nearly all the processor time of a start goes into imports, and most of what an idle process holds are
-modules. `Preloaded` runs a server (`python -m deploy.preloaded`) that imports what several processes
-import and has one thread, as `worker.zygote` does for decoding. What it is asked to start are forks
-of it, which take environment, arguments and output of their own, run the same `__main__`, and share
-the pages of modules until they write to them. In `ps` they look like any `python -m …`.
+Imports take most of the processor time of a start, and modules most of the memory of an idle process.
+`Preloaded` runs a single-threaded fork server (`python -m deploy.preloaded`) that imports the modules
+common to several processes, as `worker.zygote` does for decoding. Each process it starts is a fork
+with its own environment, arguments and output, which runs its module as `__main__` and shares the
+memory of the imported modules copy-on-write. In `ps` they look like any `python -m …`.
 
-A server ends when its owner closes it or dies, and its forks are sent `ending` then.
+The server ends when its owner closes it or dies; it then sends its forks the signal `ending`.
 """
 
 import ctypes
@@ -27,17 +27,17 @@ from typing import IO, Any
 
 __all__ = ["Fork", "Preloaded"]
 
-_MESSAGE = 131_072  # bytes of a request at most; the environment is most of it
-_PATIENCE = 60.0  # seconds to load modules in, on a slow disk
+_MESSAGE = 131_072  # maximum size of a request in bytes; most of it is the environment
+_PATIENCE = 60.0  # seconds to import modules, on a slow disk
 _PR_SET_PDEATHSIG = 1
 
 
 class Fork:
-    """A process that was forked, with what we use of `subprocess.Popen`.
+    """A forked process, with the part of the interface of `subprocess.Popen` that we use.
 
     Attributes:
-        pid: Its number, not given to another process before its end was told here.
-        returncode: As that of `subprocess.Popen`; None while it is not known to have ended.
+        pid: Process id; it stays a zombie, so the id is not reused, until the exit code is read.
+        returncode: As in `subprocess.Popen`; None while the process is not known to have ended.
     """
 
     def __init__(self, pid: int, channel: socket.socket) -> None:
@@ -62,7 +62,7 @@ class Fork:
         return code
 
     def _ended(self, seconds: float | None) -> int | None:
-        """Return the exit code, once it is told; the process stays a zombie until then."""
+        """Return the exit code once the server has reported it; the process is a zombie until then."""
         if self.returncode is not None:
             return self.returncode
         self._channel.settimeout(seconds)
@@ -75,7 +75,7 @@ class Fork:
         if said:
             self.returncode = int(said.removeprefix(b"code "))
         elif self._has_ended(seconds):
-            # The server was gone before: it asked this process to end, and nobody learns its code.
+            # The server had gone: it sent this process SIGTERM, and its exit code is lost.
             self.returncode = -signal.SIGTERM
         else:
             return None
@@ -104,14 +104,14 @@ class Fork:
 
 
 class Preloaded:
-    """A running server. It loads while the caller goes on.
+    """A running fork server. It imports its modules while the caller continues.
 
     Arguments:
-        modules: What it imports.
-        environment: All of it; libraries of linear algebra are given one thread, for they would
-            start others when they are loaded.
+        modules: Modules to import.
+        environment: Its whole environment; libraries of linear algebra are limited to one thread,
+            because threads started at import do not survive a fork.
         ending: Signal to the forks when the server ends.
-        output: Takes what it writes itself, to both streams; None shares the caller's stderr.
+        output: File descriptor for its own stdout and stderr; None shares the caller's stderr.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Preloaded:
 
     @property
     def pid(self) -> int:
-        """Return the number of the server's process."""
+        """Return the process id of the server."""
         return self._process.pid
 
     def start(
@@ -155,10 +155,10 @@ class Preloaded:
 
         Arguments:
             arguments: The module or the file, then what follows.
-            environment: All of it.
-            output: Takes what the process writes, to both streams.
-            session: Whether it gets a session of its own.
-            umask: Of what it creates; None takes the server's.
+            environment: The whole environment of the process.
+            output: File descriptor for its stdout and stderr.
+            session: Whether it starts a new session (setsid).
+            umask: Its umask; None for the server's.
 
         Raises:
             ChildProcessError: If the server has ended, or cannot fork.
@@ -196,7 +196,7 @@ class Preloaded:
 
 
 class _Born(Exception):
-    """Raised in a new child, up to where nothing of the server is left."""
+    """Raised in a new child to unwind the stack of the server before the child runs its module."""
 
     def __init__(self, asked: dict[str, Any], output: int, reply: int) -> None:
         self.asked, self.output, self.reply = asked, output, reply
@@ -217,7 +217,7 @@ class _Server:
         Raises:
             _Born: In each child.
         """
-        with self.selector:  # closed in a child, too, before another takes its number
+        with self.selector:  # closed in a child, too, before its descriptor is reused
             while self._serve_once():
                 pass
             for pid in self.living:
@@ -231,7 +231,7 @@ class _Server:
                     return False
             elif isinstance(key.fileobj, int):
                 self._tell_end(key.fileobj, *key.data)
-            else:  # the owner knows, or has gone: nobody asks for this number any more
+            else:  # the owner has read the exit code or is gone: reap the zombie
                 self.selector.unregister(key.fileobj)
                 key.fileobj.close()
                 os.waitpid(key.data, 0)
@@ -259,23 +259,23 @@ class _Server:
         return True
 
     def _tell_end(self, descriptor: int, pid: int, channel: socket.socket) -> None:
-        """Tell the code of a child that has ended; it is a zombie until the owner has read it."""
+        """Send the exit code of a child to the owner; it stays a zombie until the owner has read it."""
         self.selector.unregister(descriptor)
         os.close(descriptor)
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        if found is not None:  # it always is: only WNOHANG finds none
+        if found is not None:  # always: only WNOHANG returns None
             killed = found.si_code != os.CLD_EXITED
-            with suppress(OSError):  # nobody waits for it
+            with suppress(OSError):  # the owner does not wait for it any more
                 channel.send(f"code {-found.si_status if killed else found.si_status}".encode())
         self.selector.register(channel, selectors.EVENT_READ, pid)
 
 
 def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending: int) -> None:
-    """Turn this child into the process asked for."""
+    """Turn this child into the requested process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ending)
-    if os.getppid() != server:  # it ended before that
+    if os.getppid() != server:  # the server ended before prctl
         os._exit(1)
     if asked["session"]:
         os.setsid()
@@ -283,7 +283,7 @@ def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending:
         os.umask(asked["umask"])
     for stream in (1, 2):
         os.dup2(output, stream)
-    os.write(reply, f"pid {os.getpid()}".encode())  # it has its session: it may be killed
+    os.write(reply, f"pid {os.getpid()}".encode())  # after setsid: it may be killed
     os.closerange(3, max(int(name) for name in os.listdir("/dev/fd")) + 1)
     os.environ.clear()
     os.environ.update(asked["environment"])
@@ -297,7 +297,7 @@ def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending:
 
 
 def _show_command(command: Sequence[str]) -> None:
-    """Have `ps` show this command, as much of it as the server's own took.
+    """Have `ps` show this command, truncated to the length of the server's own.
 
     The kernel reads arguments where they lay at the start of the program: fields 48 and 49 of proc(5).
     """
@@ -308,13 +308,13 @@ def _show_command(command: Sequence[str]) -> None:
 
 
 def _threads() -> int:
-    """Count the threads of this process, but not jemalloc's own, which it starts again in a fork."""
+    """Count the threads of this process, without that of jemalloc, which restarts it after a fork."""
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     return len(names) - names.count("jemalloc_bg_thd")
 
 
 def _load(modules: Sequence[str]) -> None:
-    """Import modules, and leave what they made to no collector: a look at it would copy its pages."""
+    """Import modules and freeze their objects: garbage collection would copy the shared pages."""
     for name in modules:
         import_module(name)
     if (threads := _threads()) != 1:
@@ -332,7 +332,8 @@ def _main(descriptor: int, ending: int, modules: Sequence[str]) -> None:
     try:
         _Server(socket.socket(fileno=descriptor)).serve(ending)
     except _Born as born:
-        # The exception holds the server's frames, whose sockets must not close numbers that are reused.
+        # Keep only these: the exception refers to the server's sockets, which must not be closed later,
+        # when their descriptors have been reused.
         found = born.asked, born.output, born.reply
     else:
         return

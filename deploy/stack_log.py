@@ -1,6 +1,6 @@
 """Keep the log of the one-machine stack: the lines of all its processes in one file.
 
-The log lies in the data folder, so it meets the same full disk as what it is about.
+The log lies in the data folder, so a full disk affects it like everything else.
 """
 
 import threading
@@ -29,8 +29,8 @@ class StackLog:
     """Write the lines of all processes to one file, each after the name of its process.
 
     A line that cannot be written, for example because the disk is full, is dropped and counted;
-    the next one that can be written comes after a line with the count. Nothing is raised: a log
-    never ends what it is about.
+    the next line that can be written follows one with the count. Nothing is raised: a failing log
+    must not stop the stack.
 
     Arguments:
         path: The file; one older generation is kept once it has grown large.
@@ -74,14 +74,14 @@ class StackLog:
         except OSError as error:
             self.dropped += 1
             self._reason = str(error)
-            self._release()  # opened anew: another file may be in its place by then
+            self._release()  # reopen with the next line: the file may have been replaced
 
     def _append(self, name: str, line: str) -> None:
         file = self._opened()
         now = datetime.now(UTC)
         text = f"{now:%Y-%m-%dT%H:%M:%SZ} {name:<9} {line}\n"
         data = memoryview((("\n" if self._torn else "") + text).encode(errors="replace"))
-        while data:  # a nearly full disk takes a part of it
+        while data:  # a nearly full disk may write only a part
             data = data[file.write(data) :]
             self._torn = bool(data)
 

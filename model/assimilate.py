@@ -233,7 +233,7 @@ def _conditions(
 
     first = 0 if inputs.share is None else inputs.share.first
 
-    def through(decode: Decode) -> ObservedBlankets:
+    def build_observations(decode: Decode) -> ObservedBlankets:
         kinds: list[ObservedBlankets] = []
         if any(s is not None for s in seen):
             kinds.append(DecodedObservations(seen, decode, first))
@@ -241,7 +241,7 @@ def _conditions(
 
     model = inputs.model
     return Conditions(
-        through,
+        build_observations,
         model.decode_partly,
         model.decode_tangent,
         model.prior_covariance,

@@ -66,15 +66,15 @@ class Propagation:
     def __init__(self, tangent: Tangent, known: int, remainder: float) -> None:
         self.tangent, self.known, self.remainder = tangent, known, remainder
 
-    def push(self, x: Tensor) -> Tensor:
+    def jvp(self, x: Tensor) -> Tensor:
         """Return T x for a blanket (1, K, c, h, w)."""
         analysed, new = x[:, : self.known], self.remainder * x[:, self.known :]
-        return torch.cat([analysed, new + self.tangent.push(analysed.contiguous()).view_as(new)], 1)
+        return torch.cat([analysed, new + self.tangent.jvp(analysed.contiguous()).view_as(new)], 1)
 
-    def pull(self, x: Tensor) -> Tensor:
+    def vjp(self, x: Tensor) -> Tensor:
         """Return the product of the transpose of T with a blanket (1, K, c, h, w)."""
         analysed, new = x[:, : self.known], x[:, self.known :]
-        return torch.cat([analysed + self.tangent.pull(new.flatten(1)), self.remainder * new], 1)
+        return torch.cat([analysed + self.tangent.vjp(new.flatten(1)), self.remainder * new], 1)
 
 
 @dataclass(frozen=True)

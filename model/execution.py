@@ -104,7 +104,7 @@ class Chunks:
         self.budget = budget
         self.states = states
         self.kept = kept
-        self._asked = 0
+        self._decoded = 0
 
     def fit(self, before: Callable[[], object], one: Callable[[], tuple[object, int]]) -> None:
         """Derive both numbers from the budget, unless they are known.
@@ -135,16 +135,16 @@ class Chunks:
         self.states, self.kept = max(1, states // 2), kept // 2
         return True
 
-    def ask(self, states: int) -> None:
+    def record(self, states: int) -> None:
         """Record how many states an evaluation decodes, an upper bound of both numbers in `used`."""
-        self._asked = max(self._asked, states)
+        self._decoded = max(self._decoded, states)
 
     @property
     def used(self) -> tuple[int | None, int | None]:
         """Both numbers as far as they made a difference; None where nothing was decoded."""
-        if self.states is None or not self._asked:
+        if self.states is None or not self._decoded:
             return None, None
-        return min(self.states, self._asked), min(self.kept, self._asked)
+        return min(self.states, self._decoded), min(self.kept, self._decoded)
 
 
 class Batching:
@@ -193,7 +193,7 @@ class Batching:
             except (ResourceExhausted, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                self._ask_for_less(stop - start, error)
+                self._reduce(stop - start, error)
             # After the except clause: the exception keeps the tensors that did not fit alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -205,7 +205,7 @@ class Batching:
         parts = -(-total // self.rows)
         return -(-total // parts)
 
-    def _ask_for_less(self, rows: int, error: BaseException) -> None:
+    def _reduce(self, rows: int, error: BaseException) -> None:
         self.retries += 1
         if self.chunks is not None and self.chunks.shrink():
             return

@@ -138,7 +138,7 @@ def _check(mean: Tensor, std: Tensor, count: int, what: str) -> None:
 _WEIGHTING = "weighting_function."
 _RESIDUAL = "reconstruction_residual"
 
-INERT_WITHOUT: Mapping[str, tuple[str, ...]] = {
+FEATURES_NEEDING: Mapping[str, tuple[str, ...]] = {
     "orography": (
         "reduction of surface observations to the height of the model's ground",
         "check of station heights against the model's ground",
@@ -284,9 +284,9 @@ class LatentModel(nn.Module):
         )
 
     @property
-    def inert(self) -> tuple[str, ...]:
-        """Features inactive because the checkpoint lacks a static field; see `INERT_WITHOUT`."""
-        absent = [words for name, words in INERT_WITHOUT.items() if name not in self.static]
+    def inactive_features(self) -> tuple[str, ...]:
+        """Features inactive because the checkpoint lacks a static field; see `FEATURES_NEEDING`."""
+        absent = [words for name, words in FEATURES_NEEDING.items() if name not in self.static]
         return tuple(word for words in absent for word in words)
 
     def domain(self, length: int) -> ModelDomain:
@@ -352,7 +352,7 @@ class LatentModel(nn.Module):
         return TangentDecoder(lambda: self.tangent, of_states.mean, of_states.std)
 
     @property
-    def tiles_sphere(self) -> bool:
+    def has_equal_patches(self) -> bool:
         """Whether latent columns cover the grid once, with equal patches, as a linear map needs."""
         (_, h, w), (_, rows, columns) = self.latent_shape, self.state_shape
         return rows % h == 0 and columns % w == 0

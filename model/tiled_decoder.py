@@ -21,11 +21,11 @@ from model.linear_decoder import ReadsColumns
 from model.nn.convolution import Conv2d, ResidualBlock
 from model.nn.frozen import fixed_convolution, fixed_residual, product_type
 from model.nn.tiles import (
-    Cover,
     Int,
     Mask,
     TiledBlock,
     TiledConvolution,
+    TileSet,
     coarsened,
     cut,
     reached,
@@ -37,7 +37,7 @@ __all__ = ["DecodedPoints", "PartialDecoder", "needed_tiles"]
 SIDE, COARSE_SIDE = 4, 2
 """Largest side of a tile in points, on the finest level and on the others. Smaller tiles compute fewer
 points that are not needed, but a larger share of overlapping margins."""
-WORTH = 0.95
+MAX_TILED_SHARE = 0.95
 """Levels that need a larger share of their tiles, on average, are evaluated whole."""
 
 
@@ -47,17 +47,17 @@ class TiledLevel:
 
     Attributes:
         modules: Residual blocks, then a convolution or an upsampling by one.
-        covers: Before and after each of their convolutions.
+        tile_sets: The tiles before and after each of their convolutions.
         side: Points of a tile.
-        entry: Positions of the first cover's tiles among the input tiles, with shape (n,).
-        handed: Number of input tiles, over all states.
+        entry: Positions of the first set's tiles among the input tiles, with shape (n,).
+        input_count: Number of input tiles, over all states.
     """
 
     modules: tuple[nn.Module, ...]
-    covers: tuple[Cover, ...]
+    tile_sets: tuple[TileSet, ...]
     side: int
     entry: Int
-    handed: int
+    input_count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +73,16 @@ class _Tables:
         def there(positions: Int) -> Tensor:
             return torch.from_numpy(positions.astype(np.int32)).to(device)
 
-        covers = level.covers
+        tile_sets = level.tile_sets
         return cls(
             there(level.entry),
             tuple(
                 (there(target.around(source)), there(source.around(target)))
-                for source, target in zip(covers, covers[1:], strict=False)
+                for source, target in zip(tile_sets, tile_sets[1:], strict=False)
             ),
             tuple(
                 there(source.positions(target.numbers))
-                for source, target in zip(covers, covers[2:], strict=False)
+                for source, target in zip(tile_sets, tile_sets[2:], strict=False)
             ),
         )
 
@@ -112,12 +112,14 @@ def needed_tiles(autoencoder: Autoencoder, read: Sequence[Mask]) -> tuple[list[T
         if len(found) == len(decoder.levels()) - 1 - number and number > 0:
             level = _level(autoencoder, number, points)
             if level is not None:
-                shares = np.array([len(cover) / level.handed for cover in level.covers[1:]])
+                shares = np.array(
+                    [len(tile_set) / level.input_count for tile_set in level.tile_sets[1:]]
+                )
                 found.append(level)
                 reach = len(layers) * (config.kernel_size // 2)
                 points = [coarsened(reached(p, reach), (config.stride,) * 2) for p in points]
         total, done = total + work.sum(), done + float(work @ shares)
-    return _handing_on(found[::-1], config.stride), done / total
+    return _connect(found[::-1], config.stride), done / total
 
 
 def tile_side(autoencoder: Autoencoder, number: int) -> int:
@@ -136,35 +138,35 @@ def _level(autoencoder: Autoencoder, number: int, points: Sequence[Mask]) -> Til
         return None
     modules = autoencoder.decoder.levels()[number]
     count = sum(len(_convolutions(module)) for module in modules)
-    covers = [Cover.of(points, side)]
+    tile_sets = [TileSet.of(points, side)]
     for _ in range(count):
         points = [reached(p, reach) for p in points]
-        covers.append(Cover.of(points, side))
-    first = covers[-1]
+        tile_sets.append(TileSet.of(points, side))
+    first = tile_sets[-1]
     whole = first.rows * first.columns * len(points)
-    if sum(len(cover) for cover in covers[:-1]) > WORTH * whole * count:
+    if sum(len(tile_set) for tile_set in tile_sets[:-1]) > MAX_TILED_SHARE * whole * count:
         return None
-    return TiledLevel(tuple(modules), tuple(covers[::-1]), side, first.numbers, whole)
+    return TiledLevel(tuple(modules), tuple(tile_sets[::-1]), side, first.numbers, whole)
 
 
 def _convolutions(module: nn.Module) -> list[Conv2d]:
     return [m for m in module.modules() if isinstance(m, Conv2d)]
 
 
-def _handing_on(levels: list[TiledLevel], stride: int) -> list[TiledLevel]:
+def _connect(levels: list[TiledLevel], stride: int) -> list[TiledLevel]:
     """Connect levels: find the input tiles of each among those of the level before, cut to size."""
     found = levels[:1]
     for before, level in zip(levels, levels[1:], strict=False):
-        numbers = before.covers[-1].parts(before.side * stride // level.side)
+        numbers = before.tile_sets[-1].parts(before.side * stride // level.side)
         order = np.argsort(numbers)
         entry = order[np.searchsorted(numbers, level.entry, sorter=order)]
-        found.append(replace(level, entry=entry, handed=len(numbers)))
+        found.append(replace(level, entry=entry, input_count=len(numbers)))
     return found
 
 
 def _evaluate(level: TiledLevel, tables: _Tables, tiles: Tensor) -> Tensor:
     """Return the output tiles of a level from its input tiles, both (m * n, C, t, t), m members."""
-    x, k = select(tiles, level.handed, tables.entry), 0
+    x, k = select(tiles, level.input_count, tables.entry), 0
     for module in level.modules:
         around = tables.around[k:]
         first, *rest = _convolutions(module)
@@ -177,7 +179,7 @@ def _evaluate(level: TiledLevel, tables: _Tables, tiles: Tensor) -> Tensor:
                 rest[0].bias,
                 module.norm.scaled_eps(x),
                 tables.kept[k],
-                len(level.covers[k]),
+                len(level.tile_sets[k]),
             )
             x, k = fixed_residual(x, block), k + 2
             continue
@@ -235,10 +237,10 @@ class DecodedPoints:
 
     def _places(self, state: Int, y: Int, x: Int) -> Int:
         """Return flat indices of the values in the last tiles (n, rows, columns, C)."""
-        config, cover = self._autoencoder.config, self._levels[-1].covers[-1]
+        config, tile_set = self._autoencoder.config, self._levels[-1].tile_sets[-1]
         high, wide = (self._levels[-1].side * p for p in config.patch_size)
-        number = (state * cover.rows + y // high) * cover.columns + x // wide
-        inside = (cover.positions(number) * high + y % high) * wide + x % wide
+        number = (state * tile_set.rows + y // high) * tile_set.columns + x // wide
+        inside = (tile_set.positions(number) * high + y % high) * wide + x % wide
         places: Int = inside * config.in_channels + self.channel
         return places
 

@@ -4,7 +4,7 @@
 run its id, its log line, its metrics and the limit of its body; logs are structured, one event a
 line, for people or for machines. `serve` runs the application with uvicorn.
 
-Data sets are guarded by keys and a bounded number of readers.
+Data sets require an API key, and only a limited number of requests read them at a time.
 """
 
 import gc
@@ -66,8 +66,8 @@ from worker.contract.traces import carried_on, trace_id
 
 PREFIX = "/v1/data"
 SWITCH_SECONDS = 0.001
-"""A thread that computes gives way after so long, a fifth of Python's default: the event loop takes the
-interpreter back many times a request, each time from as many threads as draw and read."""
+"""Thread switch interval in seconds, a fifth of Python's default. The event loop has to get the GIL back
+many times per request, while threads that draw and read compete for it."""
 
 log = structlog.get_logger()
 
@@ -131,10 +131,10 @@ SLOW_SECONDS = 2.0
 
 
 class RequestContext:
-    """Gives each request an id (the client's own if it is well formed), logs, counts, audits it.
+    """Give each request an id (the client's own if it is well formed); log, count and audit it.
 
-    It also is the last place for errors nobody foresaw: they are logged with their trace, and the
-    client sees a problem document with the id to ask about.
+    It also handles unexpected exceptions: they are logged with their traceback, and the client gets
+    a problem document with the request id to quote.
     """
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics, audit: AuditLog) -> None:
@@ -183,7 +183,7 @@ class RequestContext:
         method, path, status = scope["method"], scope["path"], state["status"]
         route = getattr(scope.get("route"), "path", "unmatched")
         if method not in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
-            method = "OTHER"  # clients may not create time series at will
+            method = "OTHER"  # keeps the cardinality of the metric bounded
         self.metrics.requests.labels(method, route, status or "aborted").inc()
         if not route.endswith("/events"):
             self.metrics.seconds.labels(method, route).observe(seconds)
@@ -208,7 +208,9 @@ class RequestContext:
 
 
 def _level(method: str, path: str, status: int, seconds: float) -> str:
-    """Reading that went well is for debugging; what changed, failed or took long is told."""
+    """Return the log level: `debug` for reads that went well; changes, failures and slow requests are
+    at `info`, server errors at `warning`.
+    """
     if status >= 500:
         return "debug" if path.startswith(QUIET) else "warning"
     reading = method in ("GET", "HEAD") and 200 <= status < 400 and seconds < SLOW_SECONDS
@@ -219,7 +221,7 @@ WEB = Path(__file__).parent / "web"
 ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
     jobs.router,
-    feedback.router,  # before the files of an analysis, whose names are any
+    feedback.router,  # before the route of analysis files, which matches any name
     analyses.router,
     fields.router,
     stac.router,
@@ -244,7 +246,7 @@ PAGE_HEADERS = {
 
 
 class Pages(StaticFiles):
-    """The parts of the pages, each asked for anew and allowed to load from here only."""
+    """Static files of the pages, revalidated at each use; they may load from the same origin only."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Return a file with the headers of a page."""
@@ -285,7 +287,7 @@ TELEMETRY = TelemetryConfig(
 
 
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:
-    """The application for `settings` (default: from the environment)."""
+    """Return the application for `settings` (default: from the environment)."""
     settings = settings or GatewaySettings()
     app = FastAPI(
         title="Appa Service",
@@ -328,18 +330,18 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
 
 def serve(settings: GatewaySettings) -> None:
-    """Serves until SIGTERM or Ctrl-C; open requests get some seconds to end."""
+    """Serve until SIGTERM or Ctrl-C; open requests get some seconds to end."""
     os.umask(0o077)  # uploads and keys are for this user alone
     configure_gateway_logs(settings)
     export_traces("gateway")
     app = create_app(settings)
     gc.collect()
-    gc.freeze()  # what is loaded stays: looking it over again stops all requests for 0.2 s
+    gc.freeze()  # keep loaded modules out of garbage collection: it stops all requests for 0.2 s
     sys.setswitchinterval(SWITCH_SECONDS)
     uvicorn.run(
         app,
         http=limited_protocol(ConnectionLimits.of(settings)),
-        ws="none",  # no route speaks it; a request to upgrade is answered as any other
+        ws="none",  # no route uses WebSocket; the upgrade header is ignored
         host=settings.host,
         port=settings.port,
         log_config=None,

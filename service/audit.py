@@ -3,7 +3,7 @@
 Every request that changes something is written, also one that was refused for want of a key or a
 scope; reading is not. Lines are appended whole by a thread of their own, so that a slow disk delays
 no request and any number of gateway processes may write to one file. A line that cannot be written
-is lost and told in the gateway's log: an audit log never ends what it is about.
+is dropped and reported in the gateway's log: a failing audit log never fails a request.
 """
 
 import fcntl
@@ -23,16 +23,16 @@ __all__ = ["AuditLog"]
 log = structlog.get_logger()
 
 _WAITING = 10_000
-"""Lines that wait for a disk that takes none; later ones are lost."""
+"""Maximum number of queued lines while the disk accepts none; further lines are dropped."""
 
 
 class AuditLog:
-    """Append lines to a file that is set aside once it is large.
+    """Append lines to a file that is rotated once it is large.
 
     Arguments:
-        path: The file, such as `audit.jsonl`; older ones are `audit-<time>.jsonl` beside it.
-        most_bytes: Size at which a file is set aside.
-        kept: Number of older files.
+        path: The file, such as `audit.jsonl`; rotated files are `audit-<time>.jsonl` beside it.
+        most_bytes: Size at which the file is rotated.
+        kept: Number of rotated files to keep.
     """
 
     def __init__(self, path: Path, *, most_bytes: int = 50 * 2**20, kept: int = 40) -> None:
@@ -58,7 +58,7 @@ class AuditLog:
                 self._thread.start()
 
     def flush(self) -> None:
-        """Wait until all queued lines are written or lost."""
+        """Wait until all queued lines are written or dropped."""
         self._lines.join()
 
     def _work(self) -> None:
@@ -79,7 +79,7 @@ class AuditLog:
                     self._set_aside()
             with open(self.path, "ab", buffering=0, opener=_private) as file:
                 size = os.fstat(file.fileno()).st_size
-                if file.write(line) < len(line):  # the disk took a part of it
+                if file.write(line) < len(line):  # a partial write: the disk is full
                     os.ftruncate(file.fileno(), size)
                     raise OSError("no room for the whole line")
 

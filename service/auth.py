@@ -2,8 +2,8 @@
 
 A key comes as bearer token, as `X-API-Key`, or as the password of HTTP basic: netCDF-C
 (`#mode=bytes`) and other clients know only user names and passwords
-(`http://user:password@host`). The user name is ignored. In its place a token may come of the issuer
-that the gateway trusts, if there is one (`service.oidc`).
+(`http://user:password@host`). The user name is ignored. Where an OpenID Connect issuer is configured,
+its tokens are accepted in place of a key (`service.oidc`).
 """
 
 import base64
@@ -24,14 +24,15 @@ from worker.contract.jobs import JobRecord
 from worker.contract.usage import Charge, Use
 
 READ_FACTOR = 20
-"""Reading a data set or a file piece by piece takes many small requests, counted apart."""
+"""Factor on the rate limit of requests that read a data set or file piece by piece: there are many
+small ones, and they are counted separately."""
 
 _IN_PIECES = ("/v1/fields", "/ogc")
-"""Routes of maps, which ask for a field or a tile at each step of their reader."""
+"""Routes of maps, which request a field or a tile whenever the user pans or steps in time."""
 
 
 def presented_key(headers: Headers) -> str | None:
-    """The key in the headers of a request, if there is one."""
+    """Return the key in the headers of a request, if there is one."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     value = value.strip()
     if scheme.lower() == "bearer" and value:
@@ -45,7 +46,9 @@ def presented_key(headers: Headers) -> str | None:
 
 
 def needs_challenge(headers: Headers) -> bool:
-    """Whether the client waits to be asked for a password; a browser would open a dialog."""
+    """Return whether a 401 carries a Basic challenge: clients other than browsers send a password only
+    when challenged, while a browser would open a dialog.
+    """
     return "mozilla" not in headers.get("user-agent", "").lower()
 
 
@@ -58,18 +61,18 @@ async def _check(gateway: Gateway, presented: str) -> ApiKey:
 async def authenticate(
     gateway: Gateway, headers: Headers, *, pieces: bool = False, counted: bool = True
 ) -> ApiKey:
-    """The key of a request, counted against its rate.
+    """Return the key of a request, and count the request against its rate limit.
 
     Arguments:
         gateway: Keys, quotas and settings.
-        headers: Of the request.
+        headers: Headers of the request.
         pieces: Whether it reads a small piece of something larger; `READ_FACTOR` times as many of
             these are allowed.
-        counted: Whether it counts at all, which asks Redis.
+        counted: Whether the request counts against the rate limit, which needs Redis.
 
     Raises:
         Unauthenticated: Without a key where one is needed, or with a wrong one.
-        Unavailable: With a token, while the keys of its issuer are not to be had.
+        Unavailable: With a token, while the keys of its issuer cannot be fetched.
         RateLimited: Above the key's rate.
     """
     presented = presented_key(headers)
@@ -110,7 +113,7 @@ HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same 
 
 
 async def get_gateway(request: Request) -> Gateway:
-    """The gateway of the application that serves this request."""
+    """Return the gateway of the application that serves this request."""
     gateway: Gateway = request.app.state.gateway
     return gateway
 
@@ -124,7 +127,7 @@ async def get_caller(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
     header: Annotated[str | None, Security(HEADER)],
 ) -> ApiKey:
-    """The key of this request, counted against its rate.
+    """Return the key of this request, and count the request against its rate limit.
 
     Raises:
         Unauthenticated: Without a key where one is needed, or with a wrong one.
@@ -174,14 +177,14 @@ async def metrics_reader(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
     header: Annotated[str | None, Security(HEADER)],
 ) -> ApiKey:
-    """A caller that may read the metrics; not counted, so that they are there without Redis."""
+    """Return a caller that may read the metrics; not rate-limited, so that it works without Redis."""
     del bearer, header
     key = await authenticate(gateway, request.headers, counted=False)
     return key.need(Scope.METRICS_READ)
 
 
 async def administrator(key: AnyCaller) -> ApiKey:
-    """A caller that may change what everybody gets."""
+    """Return a caller that may change what all users get."""
     return key.need(Scope.ADMIN)
 
 
@@ -267,7 +270,7 @@ def charge_of(gateway: Gateway, key: ApiKey, what: Use, amount: int) -> Charge:
 
 
 def check_queue_quota(gateway: Gateway, key: ApiKey) -> None:
-    """Refuses another job to a key with too many unfinished ones.
+    """Refuse another job to a key with too many unfinished ones.
 
     Raises:
         QueueQuota: At or above the quota.

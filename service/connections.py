@@ -1,4 +1,4 @@
-"""Bound what one connection may hold: its head, its pace, and how many an address opens.
+"""Limit connections: size and duration of request heads, slow readers, connections per address.
 
 uvicorn reads heads of any size for any time, and waits for ever for bodies and slow readers. The
 protocol here refuses what passes the limits before the application sees it; `BodyLimit` bounds
@@ -39,12 +39,12 @@ _REASONS = {
 
 @dataclass
 class ConnectionLimits:
-    """Limits of the connections of one process, and who holds how many.
+    """Limits of the connections of one process, and the number open for each address.
 
     Attributes:
         head_bytes: Most bytes of a request line and headers, or of trailers.
-        head_seconds: For the whole head, and for the rest of a body after its answer.
-        stalled_seconds: A client that takes nothing of its answer for so long is dropped.
+        head_seconds: Time to receive the whole head, or the rest of a body after its answer.
+        stalled_seconds: Time after which a client that reads nothing of its answer is dropped.
         per_address: Connections of one address; 0 for no limit.
         trusted: Addresses of proxies, which are not limited.
         open: Connections by address.
@@ -154,7 +154,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._in_message and self._timer is None and not self.transport.is_closing():
-            self._arm()  # the rest of a body that nobody reads may not come for ever
+            self._arm()  # bound the time for the rest of a body that no route reads
 
     def _arm(self) -> None:
         self._timer = self.loop.call_later(self.limits.head_seconds, self._late)
@@ -264,7 +264,7 @@ def _check_text(body: bytes) -> None:
     try:
         text = json.dumps(json.loads(body), ensure_ascii=False)
     except (ValueError, RecursionError):
-        return  # no JSON, which those who read it say
+        return  # not JSON: the route that parses it reports that
     if not is_unicode(text):
         raise HTTPException(422, "Expected Unicode text; got half of a surrogate pair in the body.")
 

@@ -118,7 +118,7 @@ class NotAcceptable(RequestError):
 
 
 class PreconditionFailed(RequestError):
-    """If-Match names another version of the file."""
+    """The file does not have the entity tag given in If-Match."""
 
     code = "precondition_failed"
 
@@ -145,7 +145,7 @@ class TooLarge(RequestError):
 
 
 class AnswerTooLarge(RequestError):
-    """More values are asked for than one answer may have (413, as OGC EDR has it)."""
+    """A request for more values than one answer may have (413, as in OGC EDR)."""
 
     code = "answer_too_large"
 

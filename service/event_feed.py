@@ -36,7 +36,7 @@ class Event:
 
 
 class _Waiting(asyncio.Queue[Event]):
-    """Events for one listener; the oldest make way when it is slow, which it can see."""
+    """Queue of events for one listener; when full, the oldest are dropped and the loss is recorded."""
 
     overflowed = False
 
@@ -51,7 +51,7 @@ class EventFeed:
     """
 
     def __init__(self, url: str, keys: Keyspace, queue_size: int = 256) -> None:
-        # Hundreds of listeners may ask for the past at once: they wait for a connection.
+        # Hundreds of listeners may read past events at once: they share a bounded pool.
         tcp: dict[str, bool] = {} if url.startswith("unix:") else {"socket_keepalive": True}
         pool = BlockingConnectionPool.from_url(
             url, max_connections=16, timeout=None, decode_responses=True, **tcp
@@ -68,7 +68,7 @@ class EventFeed:
         self._task = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
-        """Ends listening and closes the connections."""
+        """Stop listening and close the connections."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -83,13 +83,13 @@ class EventFeed:
         noun: str = "job",
         complete: bool = False,
     ) -> AsyncIterator[Event]:
-        """Past events after `after`, then new ones as they come; ends when the caller stops.
+        """Yield past events after `after`, then new ones as they come; ends when the caller stops.
 
         Arguments:
             record_id: A job or batch.
             after: Last event already seen, such as a `Last-Event-ID` header; `0-0` for all.
             noun: `job`, `batch`, or that of another stream.
-            complete: Read back what a slow listener had to drop, instead of leaving it out.
+            complete: Read dropped events back from the stream if the listener was too slow.
         """
         queue = _Waiting(self.queue_size)
         listeners = self._listeners.setdefault((noun, record_id), set())
@@ -115,7 +115,7 @@ class EventFeed:
                 self._listeners.pop((noun, record_id), None)
 
     async def _past_when_reachable(self, noun: str, record_id: str, after: str) -> list[Event]:
-        """As `_past`, after an outage of the server if there is one."""
+        """Return `_past`, retried until Redis is reachable."""
         while True:
             try:
                 return await self._past(noun, record_id, after)
@@ -142,7 +142,7 @@ class EventFeed:
                 await asyncio.sleep(0.5)
 
     async def _catch_up(self) -> None:
-        """What happened meanwhile to everything that is followed; seen events are left out later."""
+        """Queue events missed during a lost connection; listeners skip those already seen."""
         for (noun, record_id), queues in list(self._listeners.items()):
             for event in await self._past(noun, record_id, STREAM_START):
                 self._put(queues, event)

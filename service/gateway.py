@@ -43,22 +43,22 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 READERS = 8
-"""Requests that read data sets at the same time: fewer than the gateway has threads."""
+"""Maximum number of requests that read data sets at a time: fewer than the gateway has threads."""
 
 PAINTERS = 2
-"""Pictures drawn at the same time. Maps ask for many at once, each of which keeps a processor busy:
-what else is asked for does not wait behind them, and more threads would only delay each other."""
+"""Maximum number of pictures drawn at a time. Maps request many at once and drawing is CPU-bound: more
+threads would only delay each other and all other requests."""
 
 KEEPERS = 16
-"""Uploads on their way to a bucket at the same time: one that does not answer must not take all
-threads."""
+"""Maximum number of uploads written to a bucket at a time: a bucket that does not respond must not
+occupy all threads."""
 
 NEWEST = 8
-"""Results that are open before anybody asks for them, while people look at any: of a result that is
-published all of them ask at once."""
+"""Number of newest results opened in advance while users view any: when a result is published, all of
+them request it at once."""
 
 _LOOKING_SECONDS = 300.0
-"""People look so long after they asked for something."""
+"""Seconds after the last request during which users are assumed to be viewing."""
 
 _TEND_SECONDS = 1.0
 
@@ -147,28 +147,28 @@ class DataSets:
             return self._descriptions
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function that reads data sets in a thread, as many at once as may read."""
+        """Run a function that reads data sets in a thread, at most `READERS` at a time."""
         self._asked = time.monotonic()
         return await to_thread.run_sync(function, *arguments, limiter=self.readers)
 
     async def draw(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function that draws in a thread, as many at once as may draw."""
+        """Run a function that draws in a thread, at most `PAINTERS` at a time."""
         self._asked = time.monotonic()
         return await to_thread.run_sync(function, *arguments, limiter=self.painters)
 
     def close(self) -> None:
-        """Stop opening data sets ahead; those that are open stay so."""
+        """Stop opening data sets in advance; open ones stay open."""
         self._closing.set()
         if self._tending.is_alive():
             self._tending.join()
 
     def open_newest(self) -> None:
-        """Open results that came since the last call, of the newest `NEWEST`, if people look.
+        """Open those of the `NEWEST` results published since the last call, if users are viewing.
 
-        Nothing is fetched from a bucket. A result that cannot be read is tried once, and told.
+        Nothing is fetched from a bucket. A result that cannot be read is tried once and logged.
         """
         if self._fields is None or time.monotonic() - self._asked > _LOOKING_SECONDS:
-            self._opened = set()  # closed by now; they are opened again once somebody looks
+            self._opened = set()  # idle ones are closed by now; reopened once users view again
             return
         newest = self._analyses.select(ResultFilter(with_dataset=True), None, NEWEST).items
         opened, self._opened = self._opened, {manifest.id for manifest in newest}
@@ -210,7 +210,7 @@ class Gateway:
     keepers: CapacityLimiter | None = None
     listeners: int = 0
     places: dict[str, tuple[float, int | None]] = field(default_factory=dict)
-    """Places in the queue and when they were asked for, shared by all listeners of a job."""
+    """Queue positions with the time they were read, shared by all listeners of a job."""
 
     @property
     def intake(self) -> Intake:
@@ -227,7 +227,7 @@ class Gateway:
 
 
 def _open_issuer(settings: GatewaySettings) -> "TokenIssuer | None":
-    """The issuer whose tokens are taken; what checks them is loaded only where there is one."""
+    """Return the issuer whose tokens are accepted, if configured; imports `service.oidc` only then."""
     if not settings.oidc_issuer:
         return None
     issuer: TokenIssuer = importlib.import_module("service.oidc").TokenIssuer(settings)
@@ -235,7 +235,7 @@ def _open_issuer(settings: GatewaySettings) -> "TokenIssuer | None":
 
 
 def open_gateway(settings: GatewaySettings) -> Gateway:
-    """Everything of a gateway; no connection is made and no file read yet."""
+    """Create the state of a gateway process without connecting or reading any file."""
     layout = settings.layout
     stores = open_stores(settings.redis_url, settings.redis_prefix, layout)
     sender = Celery("appa-gateway", set_as_current=False)
@@ -261,7 +261,7 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
 
 @asynccontextmanager
 async def running(app: FastAPI) -> AsyncIterator[None]:
-    """Lifespan: leftovers of a killed gateway are removed, events are followed until the end."""
+    """ASGI lifespan: remove leftovers of a killed gateway, follow events until shutdown."""
     gateway: Gateway = app.state.gateway
     gateway.layout.create()
     if removed := sweep(gateway.layout.tmp):

@@ -1,7 +1,7 @@
 """Create, store and check API keys, kept as hashes in one file of the data folder.
 
-A key is `appa_<id>_<secret>` with 256 random bits, so a plain SHA-256 is enough to keep it: there
-is nothing to guess, and a slow hash would only help those who send wrong keys to burn our time.
+A key is `appa_<id>_<secret>` with 256 random bits, so a plain SHA-256 is enough to keep it: it
+cannot be guessed, and a slow hash would only let senders of wrong keys use up processor time.
 """
 
 import fcntl
@@ -77,15 +77,15 @@ class ApiKey(BaseModel):
     )
 
     def has_secret(self, digest: str, now: datetime) -> bool:
-        """Return whether `digest` is that of its secret, or of the one before while it is taken."""
-        # All is compared, so that the time taken tells nothing.
+        """Return whether `digest` is that of its secret, or of the previous one while it is valid."""
+        # Both are always compared, so that timing reveals nothing.
         same = hmac.compare_digest(digest, self.sha256 or _digest(""))
         before = hmac.compare_digest(digest, self.replaced_sha256 or _digest(""))
         taken = self.replaced_until is not None and now < self.replaced_until
         return same or (before and taken and bool(self.replaced_sha256))
 
     def allows(self, *scopes: Scope) -> bool:
-        """Whether one of `scopes` is granted; `admin` grants all."""
+        """Return whether one of `scopes` is granted; `admin` grants all."""
         return Scope.ADMIN in self.scopes or not self.scopes.isdisjoint(scopes)
 
     @property
@@ -95,10 +95,10 @@ class ApiKey(BaseModel):
 
     @property
     def owners(self) -> frozenset[str] | None:
-        """Return whose uploads and jobs are listed for it; None for everybody's.
+        """Return the owners whose uploads and jobs are listed for this key; None for all owners.
 
-        What the installation sent itself (jobs of cycles, uploads of its sources) is nobody's, and
-        seen by those who may read the observations and analyses.
+        What the installation sent itself (jobs of cycles, uploads of its sources) has no owner and
+        is visible to keys that may read observations and analyses.
         """
         if self.sees_all:
             return None
@@ -113,7 +113,7 @@ class ApiKey(BaseModel):
         return api_key == self.id or self.allows(Scope.ALL_WRITE)
 
     def need(self, *scopes: Scope) -> Self:
-        """This key.
+        """Return this key after a check of its scopes.
 
         Raises:
             Forbidden: If none of `scopes` is granted.
@@ -139,7 +139,7 @@ OPEN = ApiKey(
     created=datetime(1970, 1, 1, tzinfo=UTC),
     **dict.fromkeys(LIMITS, 0),
 )
-"""Who everybody is on a gateway that only this machine reaches and that asks for no key."""
+"""Key of every caller on a gateway that only this machine can reach and that requires no keys."""
 
 
 def _limits(given: Mapping[str, int | None]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _known(keys: Mapping[str, ApiKey], key_id: str) -> ApiKey:
 
 
 class KeyFile:
-    """The keys of one data folder. A change is seen by all gateways within a second."""
+    """The keys of one data folder. All gateways see a change within a second."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -177,19 +177,20 @@ class KeyFile:
         return self._keys
 
     def check(self, presented: str) -> ApiKey:
-        """The key that was presented.
+        """Return the record of a presented key.
 
         Raises:
-            Unauthenticated: If it is malformed, unknown, revoked or expired (not said which).
+            Unauthenticated: If it is malformed, unknown, revoked or expired; the message does not
+                say which.
         """
         prefix, _, rest = presented.partition("_")
         key_id, _, secret = rest.partition("_")
         key = self.all().get(key_id)
-        if key is None:  # made a moment ago, perhaps
+        if key is None:  # perhaps created since the last read
             self._read()
             key = self._keys.get(key_id)
         now = datetime.now(UTC)
-        same = (key or OPEN).has_secret(_digest(secret), now)  # compared for unknown ids too
+        same = (key or OPEN).has_secret(_digest(secret), now)  # constant time, for unknown ids too
         expired = key is not None and key.expires is not None and key.expires <= now
         if prefix != "appa" or key is None or not same or expired:
             raise Unauthenticated(
@@ -207,13 +208,13 @@ class KeyFile:
         expires: datetime | None = None,
         **limits: int | None,
     ) -> tuple[str, ApiKey]:
-        """A new key and its record; the key itself is shown once and never stored.
+        """Create a key; return it, shown once and never stored, and its record.
 
         Arguments:
             name: Whose it is, or what for.
             scopes: What it may do.
             expires: When it ends (UTC); None for never.
-            limits: Of `LIMITS`; None for the gateway's own.
+            limits: Limits by name, from `LIMITS`; None for the gateway's own.
         """
         if not scopes:
             raise InvalidInput(f"Expected at least one scope of {', '.join(Scope)}; got none.")
@@ -232,11 +233,11 @@ class KeyFile:
         return f"appa_{key.id}_{secret}", key
 
     def rotate(self, key_id: str, overlap: timedelta) -> tuple[str, ApiKey]:
-        """Give a key a new secret; the one before is taken for a while.
+        """Give a key a new secret; the previous one stays valid for a while.
 
         Arguments:
             key_id: The key, which keeps its id, scopes and limits.
-            overlap: How long both secrets are taken.
+            overlap: How long both secrets are valid.
 
         Returns:
             The key with its new secret, shown once, and its record.
@@ -271,8 +272,8 @@ class KeyFile:
         Arguments:
             key_id: The key.
             add: Scopes to add.
-            drop: Scopes to take.
-            limits: Of `LIMITS`; those that are None stay as they are.
+            drop: Scopes to remove.
+            limits: Limits by name, from `LIMITS`; those that are None stay as they are.
 
         Raises:
             NotFound: If there is none of that id.
@@ -294,7 +295,7 @@ class KeyFile:
         return key
 
     def revoke(self, key_id: str) -> ApiKey:
-        """Removes a key.
+        """Remove a key.
 
         Raises:
             NotFound: If there is none of that id.
@@ -317,7 +318,7 @@ class KeyFile:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, ApiKey]]:
-        """The keys, written back in one step at the end; one writer at a time."""
+        """Yield the keys under a lock, and write them back atomically at the end."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -45,7 +45,7 @@ class RemovedMetrics(Collector):
 
 
 class DiskMetrics:
-    """Gauges that are set when they are asked for."""
+    """Gauges of disk and retention, updated at each scrape."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.free = Gauge(
@@ -119,7 +119,7 @@ class VerificationMetrics:
         return tuple(vars(self).values())
 
     def set(self, analyses: Catalogue) -> None:
-        """Fills the gauges anew; there are none for a flavour without analyses."""
+        """Update the gauges; a flavour without analyses has none."""
         for gauge in self.gauges:
             gauge.clear()
         for flavour in Flavour:

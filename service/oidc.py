@@ -7,8 +7,8 @@ nor the key set may choose a weaker one (RFC 8725, sections 3.1 and 3.2). Who se
 `ApiKey` of the same shape as any other, so that scopes, owners, rates and quotas know no difference.
 
 Keys are fetched when the first token comes, again when they are old, and at once for a `kid` that is
-not among them, but not more often than the settings say: senders of nonsense cannot make us flood the
-issuer. While the issuer is away, keys that are known serve on for a day.
+not among them, but not more often than the settings allow: senders of invalid tokens cannot make us
+flood the issuer. While the issuer cannot be reached, known keys stay in use for a day.
 """
 
 import asyncio
@@ -45,9 +45,9 @@ ALGORITHMS: Mapping[str, tuple[str, str | None]] = {
 
 _LEAST_RSA_BITS = 2048
 _MOST_BYTES = 2**20
-"""Of a document of the issuer."""
+"""Maximum size of a document of the issuer."""
 _MOST_STALE = 86_400.0
-"""Seconds that keys serve on while they cannot be fetched anew."""
+"""Seconds for which keys stay in use while they cannot be fetched again."""
 
 JsonWebKey = dict[str, Any]
 
@@ -68,7 +68,7 @@ _REGISTRY = _Registry(strict_check_header=False)
 
 
 class IssuerFailed(Exception):
-    """An issuer that does not answer, or not with what the standard says."""
+    """The issuer does not respond, or not as the standard requires."""
 
 
 class TokenIssuer:
@@ -78,7 +78,7 @@ class TokenIssuer:
         settings: With an issuer.
 
     Raises:
-        ConfigurationError: If a value of the claim is given a scope that there is not.
+        ConfigurationError: If the settings map a value of the claim to an unknown scope.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -107,7 +107,7 @@ class TokenIssuer:
 
         Raises:
             Unauthenticated: If it is not a valid token of this issuer for this audience.
-            Unavailable: If the issuer's keys are not to be had.
+            Unavailable: If the issuer's keys cannot be fetched.
         """
         try:
             header = jws.extract_compact(token.encode(), registry=_REGISTRY).headers()
@@ -134,7 +134,7 @@ class TokenIssuer:
         subject = str(claims["sub"])
         who = json.dumps([self.settings.oidc_issuer, subject]).encode()
         return ApiKey(
-            # Without ':', by which owners are told from what the installation sent itself.
+            # Without ':', which marks owners that are the installation itself.
             id=f"oidc-{hashlib.sha256(who).hexdigest()[:32]}",
             name=subject[:200],
             sha256="",
@@ -155,7 +155,7 @@ class TokenIssuer:
             Unavailable: If the keys cannot be fetched.
         """
         if self._age() >= self.settings.oidc_refresh_seconds and not (
-            self._fetching.locked() and kid in self._keys  # somebody else sees to it
+            self._fetching.locked() and kid in self._keys  # another request is fetching them
         ):
             await self._refresh()
         if kid not in self._keys or self._age() >= _MOST_STALE:
@@ -183,7 +183,7 @@ class TokenIssuer:
         return float("inf") if self._fetched is None else time.monotonic() - self._fetched
 
     async def _refresh(self) -> None:
-        """Fetch the keys, unless that was tried a moment ago; whoever comes meanwhile waits."""
+        """Fetch the keys unless a fetch was tried a moment ago; concurrent callers wait for it."""
         async with self._fetching:
             now = time.monotonic()
             if self._tried is not None and now - self._tried < self.settings.oidc_refetch_seconds:
@@ -217,7 +217,7 @@ def _refused(why: str) -> Unauthenticated:
 
 
 def _values(claims: Mapping[str, Any], name: str) -> list[str]:
-    """Return the values of a claim: a list, or words; a name with dots may lead into objects."""
+    """Return the values of a claim: a list, or a text of words; dots in the name descend into objects."""
     found: Any = claims.get(name)
     if found is None:
         found = claims
@@ -302,7 +302,7 @@ def _is_public(key: Any) -> bool:
         if key["kty"] == "RSA" and _bits(key["n"]) < _LEAST_RSA_BITS:
             return False
         jwk.import_key(key)
-    except Exception:  # whatever is odd about one key, the others are good
+    except Exception:  # one key that cannot be loaded does not discard the others
         return False
     return True
 

@@ -1,6 +1,6 @@
 """Complete the OpenAPI document: descriptions, documented problems of every route, example answers.
 
-The examples are held against the models by a test.
+A test validates the examples against the models.
 """
 
 from typing import Any
@@ -83,7 +83,7 @@ def _example(code: str) -> dict[str, Any]:
 
 
 def describe(app: FastAPI) -> None:
-    """Replaces the document of `app` by the complete one, made once on first use."""
+    """Make `app` return the complete document, built once on first use."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

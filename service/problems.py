@@ -93,10 +93,10 @@ def problem_response(
 
 
 class ProblemResponse(JSONResponse):
-    """JSON in ASCII: what came is told by escapes even where it is no Unicode text."""
+    """JSON in ASCII: text of the client is escaped, even if it is not valid Unicode."""
 
     def render(self, content: Any) -> bytes:
-        """Return the document, without its context where that is no JSON."""
+        """Serialise the document, without `context` if that is not valid JSON."""
         try:
             return json.dumps(content, default=str, allow_nan=False).encode()
         except (ValueError, RecursionError):
@@ -112,12 +112,12 @@ def _plain(problem: ProblemDocument) -> dict[str, Any]:
 
 
 def _root(request: Request) -> str:
-    """Prefix of the whole application, for mounted ones too."""
+    """Return the root path of the outermost application, also for mounted ones."""
     return str(request.scope.get("app_root_path", request.scope.get("root_path", "")))
 
 
 def appa_problem(request: Request, error: AppaError) -> Response:
-    """Our own errors: the code is theirs; a field named in the context becomes an entry."""
+    """Answer an `AppaError` with its own code; a field named in its context becomes an entry."""
     code = error.code if error.code in PROBLEMS else "invalid_input"
     if isinstance(error, StorageError) and is_disk_full(error):
         code = "disk_full"
@@ -138,9 +138,9 @@ def appa_problem(request: Request, error: AppaError) -> Response:
 
 def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
     place = [str(part) for part in error["loc"]]
-    # The framework puts where it looked first: ("body", "steps"), ("query", "limit").
+    # The location begins with the part of the request: ("body", "steps"), ("query", "limit").
     if place[0] == "body":
-        # Nor does the name of the kind of job that was read say where the field is.
+        # Drop the kind of job, which pydantic inserts as the tag of the union.
         place = [part for part in place[1:] if part not in KINDS]
     field = ".".join(place)
     context = error.get("ctx", {})
@@ -159,7 +159,7 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
 
 
 def validation_problem(request: Request, error: RequestValidationError) -> Response:
-    """Requests that do not fit the schema: one entry for each field."""
+    """Answer a request that does not fit the schema, with one entry for each field."""
     errors = [_field_problem(e) for e in error.errors()]
     fields = ", ".join(dict.fromkeys(e.field for e in errors))
     detail = f"The request does not fit its contract in: {fields}. See `errors` for each field."
@@ -167,7 +167,7 @@ def validation_problem(request: Request, error: RequestValidationError) -> Respo
 
 
 def http_problem(request: Request, error: HTTPException) -> Response:
-    """Errors of the framework: unknown path, wrong method, unreadable body."""
+    """Answer errors of the framework: unknown path, wrong method, unreadable body."""
     code = CODES_BY_STATUS.get(error.status_code)
     if code is None:
         code = "bad_request" if error.status_code < 500 else "internal_error"
@@ -181,13 +181,13 @@ def http_problem(request: Request, error: HTTPException) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """All methods of the path; the framework names those of the first matching route only."""
+    """Return all methods of the path; the framework names those of the first matching route only."""
     path = getattr(request.scope.get("route"), "path", "")
     return ", ".join(sorted(m.upper() for m in request.app.openapi()["paths"].get(path, {})))
 
 
 def broker_problem(request: Request, error: Exception) -> Response:
-    """Redis is away: nothing is lost, the client may try again."""
+    """Answer while Redis cannot be reached: nothing is lost, the client may retry."""
     structlog.get_logger().error("broker_unavailable", error=str(error))
     detail = "The job store did not answer; nothing was changed. Try again in a few seconds."
     return problem_response(request, "broker_unavailable", detail, headers={"Retry-After": "5"})
@@ -202,7 +202,7 @@ def storage_problem(request: Request, error: OSError) -> Response:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Makes every error of `app` a problem document."""
+    """Answer every error of `app` with a problem document."""
     handlers: dict[Any, Any] = {
         AppaError: appa_problem,
         RequestValidationError: validation_problem,

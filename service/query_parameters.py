@@ -138,7 +138,7 @@ def _bad_interval(text: str) -> InvalidInput:
 
 
 def json_object(field: str, text: str) -> dict[str, Any]:
-    """Return the JSON object in `text`, if it can be kept, compared and sent back as it is."""
+    """Return the JSON object in `text`, after a check that it can be stored and sent back unchanged."""
     try:
         value = json.loads(text, parse_constant=_no_number)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Bound the rows that all answers of one gateway hold at once, whoever reads them how slowly.
+"""Bound the rows that all answers of one gateway hold in memory at a time.
 
 The rows of a page are in memory until they are sent. A client may read slowly, or not at all for as
 long as it is allowed to, and many may do so together. Rows are counted as they are read from the
@@ -41,11 +41,11 @@ class RowBudget:
             return sum(self._held.values())
 
     def hold(self) -> "HeldRows":
-        """Return the share of one answer, which is empty yet."""
+        """Return a new, empty share for one answer."""
         return HeldRows(self)
 
     def set(self, holder: int, size: int) -> bool:
-        """Note what an answer holds; return whether there is room for it."""
+        """Record the bytes that an answer holds; return whether the budget allows them."""
         with self._lock:
             others = sum(self._held.values()) - self._held.get(holder, 0)
             if others and others + size > self.limit:
@@ -116,7 +116,7 @@ class RowAnswer(StreamingResponse):
         write: Yields the bytes of a table.
         table: The rows.
         held: The share that they hold.
-        media_type, headers: Of the answer.
+        media_type, headers: Media type and headers of the answer.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ def data_sets_installed() -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
+    """Return whether only this machine can reach `host`."""
     if host == "localhost":
         return True
     try:
@@ -29,7 +29,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_fetchable(url: str) -> bool:
-    """Whether an address of an issuer may be asked: by https, or by http on this machine alone."""
+    """Return whether an issuer's URL may be fetched: by https, or by http on this machine only."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -168,7 +168,7 @@ class GatewaySettings(InstallationSettings):
 
     @property
     def keys_required(self) -> bool:
-        """Whether requests need an API key."""
+        """Return whether requests need an API key."""
         return not is_loopback(self.host) if self.require_keys is None else self.require_keys
 
     @property

@@ -1,7 +1,7 @@
-"""Let requests of one sort take turns, so that what else is asked for does not wait behind them.
+"""Limit how many picture requests are handled at a time, so that other requests do not queue behind them.
 
-Threads alone cannot do that: of a hundred tiles that come at once, the event loop would read, route and
-check each before it gets to the call of a page that came last. Those that wait here have cost nothing.
+A bounded thread pool is not enough: of a hundred tiles requested at once, the event loop would parse,
+route and authenticate each before the API call that came last. Requests that wait here have cost nothing.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _CALL = re.compile(r"/v1/fields(/|$)")
 async def _answer(
     app: ASGIApp, scope: Scope, receive: Receive, send: Send, known: Callable[[], None]
 ) -> None:
-    """Answer a request; `known` is called once, when the answer is: a slow client delays only itself."""
+    """Answer a request; call `known` once, when the response starts, so that a slow client holds no slot."""
     told = False
 
     async def send_on(message: Message) -> None:
@@ -41,10 +41,10 @@ async def _answer(
 
 
 class Turns:
-    """So many requests at a time; the others wait, in order, for one of these to be answered.
+    """First-in, first-out limit on concurrent requests, which can be changed while requests wait.
 
     Arguments:
-        count: Requests.
+        count: Maximum number of concurrent requests.
     """
 
     def __init__(self, count: int) -> None:
@@ -58,12 +58,12 @@ class Turns:
         return len(self._queue)
 
     def allow(self, count: int) -> None:
-        """Let so many work at a time from now on; those at work go on."""
+        """Change the limit; requests already admitted go on."""
         self._count = count
         self._call_up()
 
     async def take(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request in its turn."""
+        """Answer a request once it is admitted."""
         await self._begin()
         await _answer(app, scope, receive, send, self._end)
 
@@ -74,7 +74,7 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # called up at the same moment
+            if not turn.cancelled():  # admitted at the same moment
                 self._end()
             elif turn in self._queue:
                 self._queue.remove(turn)
@@ -93,13 +93,12 @@ class Turns:
 
 
 class PictureTurns:
-    """Middleware that lets maps, tiles and legends take turns, one at a time while fields are asked for.
+    """Middleware that limits concurrent maps, tiles and legends: to one while fields are requested.
 
     Arguments:
         app: The application.
-        count: Pictures in work at a time otherwise: a few more than are drawn, so that there always is
-            one to draw.
-        told: Where it is told how many wait.
+        count: Limit at other times: a few more than are drawn, so that there is always one to draw.
+        told: Gauge for the number of waiting requests.
     """
 
     def __init__(self, app: ASGIApp, count: int, told: Gauge) -> None:

@@ -153,7 +153,7 @@ def upload_options(
     decoder: str | None,
     format: FileFormat | None = None,
 ) -> dict[str, Any]:
-    """Return the options to keep with the batch; only those given.
+    """Return the options to store with the batch; only those given.
 
     Arguments:
         report_type: Network of rows that name none.
@@ -206,7 +206,7 @@ class UploadQuota:
         return Charge("bytes", size, self.limit)
 
     async def within(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield `chunks` as long as the day has room for them.
+        """Yield `chunks` as long as they fit into the quota of the day.
 
         Raises:
             QuotaExceeded: As soon as it has none; the rest is not read.
@@ -240,8 +240,8 @@ async def receive_batch(
 ) -> tuple[BatchRecord, bool]:
     """Receive the body, store it as a batch and notify the ingest workers.
 
-    The upload becomes visible only whole: received under `tmp/`, kept, then recorded. The same
-    content with the same options is the same batch.
+    The upload becomes visible only when complete: received under `tmp/`, stored, then recorded.
+    Idempotent: the same content with the same options is the same batch.
 
     Returns:
         The batch, and whether it is new.
@@ -307,7 +307,7 @@ def _record(
 def _keep(
     gateway: Gateway, part: PartFile, record: BatchRecord, sender: UploadOrigin
 ) -> tuple[BatchRecord, bool]:
-    """Accept the upload, count it and log it."""
+    """Accept the upload, and record it in metrics and log."""
     charge = sender.quota.charge(record.size) if sender.quota is not None else None
     batch, created = gateway.intake.accept(
         part, record, idempotency_key=sender.idempotency_key, charge=charge
@@ -320,7 +320,7 @@ def _keep(
 
 
 def retry_ingest(gateway: Gateway, batch_id: str) -> BatchRecord:
-    """Ingest an upload anew that failed, was rejected, or waits after a fault.
+    """Retry the ingest of an upload that failed, was rejected, or waits after a fault.
 
     Raises:
         MoveRefused: If it is being ingested or was, or was sent again as another upload.

@@ -72,7 +72,7 @@ def _recognise(head: bytes) -> FileFormat:
 
 
 class UploadPace:
-    """Drop an upload that pauses for too long, or sends less than the rate asked for.
+    """Drop an upload that pauses for too long, or is slower than the least rate.
 
     Only the time spent waiting for the sender counts, in stretches of the longest pause.
     """

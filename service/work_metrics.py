@@ -1,4 +1,4 @@
-"""Show the work of all processes of an installation: queues, workers, devices, lateness of cycles.
+"""Export metrics of all processes of an installation: queues, workers, devices, lateness of cycles.
 
 What the processes have counted comes from Redis (`worker.contract.measures`), what there is now
 from records and from the workers' own reports, so that nothing remains of a process that is gone.
@@ -64,7 +64,7 @@ class WorkMetrics(Collector):
 
     Arguments:
         stores: All records.
-        layout: Tells whether cycles are asked for.
+        layout: The data folder, which says whether cycles are configured.
     """
 
     def __init__(self, stores: Stores, layout: Layout) -> None:
@@ -122,7 +122,7 @@ class WorkMetrics(Collector):
 
     def _cycles(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
         states = [CycleState.DUE, CycleState.SUBMITTED]
-        if self._layout.cycles_file.exists():  # else nobody decides about those that wait
+        if self._layout.cycles_file.exists():  # else no scheduler handles waiting cycles
             states.append(CycleState.WAITING)
         open_ = [r for r in self._stores.cycles.in_state(*states) if not r.rerun]
         for flavour in Flavour:

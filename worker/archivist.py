@@ -1,14 +1,14 @@
-"""Move ended records from Redis to disk, and make Redis again from disk when it lost its data.
+"""Move ended records from Redis to disk, and restore Redis from disk after it lost its data.
 
-`Archivist.tick` is called by the scheduler every few seconds; any number of schedulers may do so,
-for every step may be repeated. A record that ended is copied to the archive at once. It leaves
-Redis some minutes later: its row is marked as the only one, then Redis forgets it unless it has
-gone on meanwhile.
+`Archivist.tick` is called by the scheduler every few seconds. Any number of schedulers may do so,
+because every step is idempotent. A record that ended is copied to the archive at once. It leaves
+Redis some minutes later: its row is marked as the only copy, then it is deleted from Redis unless it
+was changed meanwhile.
 
-A mark in Redis says that it holds what it is to hold. Where the mark is absent, the server is new
-or has lost its data: cycles come back as they were, jobs that had not ended are queued anew under a
-token above all that were given out before, jobs whose result is published have succeeded. Uploads
-come back from their own folders (`worker.scheduler.Reconciler`).
+A marker key in Redis says that its data is complete. Where the marker is absent, the server is new
+or has lost its data: cycles are restored as they were, unfinished jobs are queued again with a token
+higher than any issued before, and jobs whose result is published are marked as succeeded. Uploads
+are restored from their own folders (`worker.scheduler.Reconciler`).
 """
 
 import json
@@ -43,7 +43,7 @@ AnyStore = JobStore | BatchStore | CycleStore
 
 @dataclass
 class Archivist:
-    """Keeps Redis small and the archive complete.
+    """Keep Redis small and the archive complete.
 
     Attributes:
         stores: All records; without an archive there is nothing to do.
@@ -51,9 +51,9 @@ class Archivist:
         sender: Sends task messages.
         ended_seconds: How long a record stays in Redis after its end.
         every: Seconds between two searches for jobs that never reached Redis.
-        turn_seconds: Longest time of one call; the next one goes on.
-        just_written_seconds: A job is on disk a moment before it is in Redis: after a loss, younger
-            ones are left for a later turn.
+        turn_seconds: Maximum duration of one call; the next call continues.
+        just_written_seconds: Age below which jobs are left for a later call after a loss: a job is
+            on disk a moment before it is in Redis, so its creation may still be in progress.
     """
 
     stores: Stores
@@ -68,7 +68,7 @@ class Archivist:
     _webhooks: str = field(default="", init=False)
 
     def tick(self) -> int:
-        """Restore what Redis lost, copy what ended, move what ended long enough ago."""
+        """Restore what Redis lost, copy newly ended records, remove older ended ones from Redis."""
         archive = self.stores.archive
         if archive is None:
             return 0
@@ -77,12 +77,12 @@ class Archivist:
         for store in (self.stores.jobs, self.stores.batches, self.stores.cycles):
             acted += self._copy(archive, store, end) + self._move(archive, store, end)
         self._keep_webhooks(archive)
-        self.stores.workers.alive()  # forgets those that no longer report
+        self.stores.workers.alive()  # removes expired registrations
         self._expire(archive)
         return acted
 
     def recover(self) -> int:
-        """Restore what Redis lacks, whatever its mark says; return how many jobs are still to come."""
+        """Restore what Redis lacks, whatever its marker says; return the number of jobs left for later."""
         archive = self.stores.archive
         if archive is None:
             return 0
@@ -119,7 +119,7 @@ class Archivist:
         return moved
 
     def _keep_webhooks(self, archive: RecordArchive) -> None:
-        """Copy the subscriptions, which are nowhere else."""
+        """Copy the webhook subscriptions, which exist only in Redis."""
         redis, keys = self.stores.redis, self.stores.keys
         found: Any = redis.hgetall(keys.webhooks)
         text = json.dumps(found, sort_keys=True)
@@ -128,7 +128,7 @@ class Archivist:
             self._webhooks = text
 
     def _expire(self, archive: RecordArchive) -> None:
-        """Remove records that are older than the policy of retention keeps them."""
+        """Remove records older than the retention policy allows."""
         if time.monotonic() - self._expired < _EXPIRE_SECONDS:
             return
         days = read_policy(self.layout.retention_file).records.days
@@ -139,13 +139,13 @@ class Archivist:
             removed += archive.expire(store.noun, before)
         if removed:
             log.info("records removed", count=removed, older_than_days=days)
-            return  # and more at the next turn
+            return  # the rest with the next call
         self._expired = time.monotonic()
 
     # -- from disk to Redis
 
     def _restore(self, archive: RecordArchive) -> int:
-        """Make Redis hold what it is to hold; return how many records that took."""
+        """Restore all records that Redis lacks; return their number."""
         redis, mark = self.stores.redis, self.stores.keys.once("archive-mark")
         lost = not redis.exists(mark)
         if not lost and time.monotonic() - self._searched < self.every:
@@ -165,7 +165,7 @@ class Archivist:
         return restored
 
     def _adopt(self) -> None:
-        """Have the records of an older version archived, which did not say when they ended."""
+        """Queue records of an older version, which have no time of their end, for archiving."""
         for store in (self.stores.jobs, self.stores.batches, self.stores.cycles):
             for state in store.ends:
                 ids = store.ids(state)
@@ -180,7 +180,7 @@ class Archivist:
         return [kept for kept in present if kept.id not in here]
 
     def _settle(self, archive: RecordArchive, store: AnyStore) -> list[Kept]:
-        """Note which ended records are on disk alone; return the others that Redis lacks."""
+        """Mark ended records that are only on disk; return the other records that Redis lacks."""
         missing = self._missing(archive, store)
         ended = [kept.id for kept in missing if kept.state in store.ends]
         archive.set_present(store.noun, ended, False)
@@ -210,10 +210,10 @@ class Archivist:
         return restored
 
     def _again(self, job: JobRecord) -> JobRecord:
-        """Return a job that had not ended as it is to go on."""
+        """Return an unfinished job as it is to be restored: queued, succeeded or cancelled."""
         update: dict[str, Any] = {
             "state": JobState.QUEUED,
-            "token": max(job.token + 1, int(time.time())),  # above any that counts attempts
+            "token": max(job.token + 1, int(time.time())),  # above any token issued before
             "worker": None,
             "retry_at": None,
             "publishing": False,

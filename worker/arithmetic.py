@@ -1,8 +1,8 @@
 """Choose the arithmetic of the networks: precision, TF32, attention, compilation.
 
-All of it is the same for every job of a process but the precision, which a job may choose. It
-changes results by rounding, so that it is part of their provenance and a replay sets it again.
-What each setting brings is printed by `python -m benchmarks.denoiser_flops`.
+All settings but the precision, which a job may choose, are the same for every job of a process. They
+change results by rounding, so they are recorded in the provenance, and a replay restores them.
+`python -m benchmarks.denoiser_flops` prints the speed of each setting.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,13 +31,13 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How networks compute. The defaults are those of results that do not say.
+    """How networks compute. The defaults apply to results whose provenance records none.
 
     Attributes:
-        precision: Of products and convolutions, unless a job chooses another.
-        tf32: Whether products in float32 on a GPU round their factors to TF32, with 10 bits.
-        attention: `fused` never holds the matrix of weights of all pairs of tokens, and takes the
-            kernel that suits the device; `plain` is softmax(q kᵀ / √d) v as it is written.
+        precision: Precision of products and convolutions, unless a job chooses another.
+        tf32: Whether products in float32 on a GPU round their factors to TF32 (10-bit mantissa).
+        attention: `fused` uses the device's best kernel and never stores the matrix of attention
+            weights; `plain` computes softmax(q kᵀ / √d) v explicitly.
         compiled: Whether the blocks of the denoiser are compiled by `torch.compile` at first use.
     """
 
@@ -64,7 +64,7 @@ def choose_arithmetic(
     attention: Attention = "fused",
     compiled: bool = False,
 ) -> Arithmetic:
-    """Return the arithmetic that settings mean on a device.
+    """Resolve settings to the arithmetic on a device.
 
     Arguments:
         device: Where networks run.
@@ -75,14 +75,14 @@ def choose_arithmetic(
     """
     on_gpu = device.type == "cuda"
     if precision == "auto":
-        # Processors of one centre differ in their units, and its results should not.
+        # CPUs of one centre differ in bfloat16 support, and its results should not.
         precision = native_precision(device) if on_gpu else "float32"
     return Arithmetic(precision, tf32 and on_gpu, attention, compiled)
 
 
 @contextmanager
 def arithmetic_in(arithmetic: Arithmetic) -> Iterator[None]:
-    """Compute so in this process; what was set before comes back at the end."""
+    """Set the arithmetic of this process within a block; restore the previous one at the end."""
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     before = cuda.matmul.allow_tf32, cudnn.allow_tf32, cuda.flash_sdp_enabled()
     install(arithmetic)
@@ -93,7 +93,7 @@ def arithmetic_in(arithmetic: Arithmetic) -> Iterator[None]:
 
 
 def install(arithmetic: Arithmetic) -> None:
-    """Compute so in this process from now on."""
+    """Set the arithmetic of this process."""
     _install(arithmetic.tf32, arithmetic.tf32, arithmetic.attention == "fused")
 
 
@@ -105,10 +105,10 @@ def _install(products: bool, convolutions: bool, fused: bool) -> None:
 
 
 def compile_backbone(backbone: Backbone) -> None:
-    """Have the blocks of a denoiser's network compiled, in place, when they are first evaluated.
+    """Mark the blocks of a denoiser's network for compilation, in place, at their first evaluation.
 
-    Guidance pulls several cotangents through one evaluation, so a compiled adjoint may not write
-    over what it needs again.
+    Guidance calls the adjoint of one evaluation with several cotangents, so compiled code must not
+    donate buffers that the next call needs.
     """
     compiler.donated_buffer = False
     backbone.compile_blocks(dynamic=False)

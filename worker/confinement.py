@@ -1,6 +1,6 @@
-"""Take from a decoding process what it does not need: other files, the network, other processes.
+"""Sandbox a decoding process: deny access to other files, the network and other processes.
 
-Linux offers three means to a process without privileges, and each is used where the kernel has it:
+Linux offers three mechanisms to unprivileged processes; each is used if the kernel supports it:
 
 - Landlock: files outside a list cannot be opened, TCP cannot be used, and nothing outside the
   process's own domain can be traced, signalled or reached through abstract sockets.
@@ -8,10 +8,10 @@ Linux offers three means to a process without privileges, and each is used where
   signals and limits of other processes, modes and owners of files, namespaces, mounts, io_uring.
 - A network namespace without any interface, made once for the process that forks the children.
 
-A missing one is no error here; `worker.protections` tries, from inside a child, what they prevent.
+A missing mechanism is no error here; `worker.protections` tests from inside a child what is denied.
 
-The interfaces are the kernel's own and called through ctypes: they are stable, and no Python
-package for them is maintained and free of a C library that would have to be installed as well.
+The system calls are made through ctypes: they are stable, and there is no maintained Python package
+for them that works without installing another C library.
 
 References:
     Landlock: unprivileged access control. docs.kernel.org/userspace-api/landlock.html
@@ -40,7 +40,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def confine(reads: Iterable[str | Path], writes: Iterable[str | Path]) -> None:
-    """Confine this process for good, with what the kernel offers.
+    """Confine this process irrevocably, with the mechanisms that the kernel supports.
 
     Arguments:
         reads: Files, and folders with all in them, that it may read besides `program_files()`.
@@ -49,7 +49,7 @@ def confine(reads: Iterable[str | Path], writes: Iterable[str | Path]) -> None:
     if sys.platform != "linux":
         return
     libc = _libc()
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # both of the others ask for it
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # required by both Landlock and seccomp
     _restrict_files(libc, reads, writes)
     _restrict_calls(libc)
 
@@ -143,8 +143,8 @@ _SYSTEM = (
 def program_files() -> Iterator[str]:
     """Yield what a decoding process reads of this machine: libraries, modules, tables of ecCodes.
 
-    Of a folder of modules that is not a place of installed packages, only the modules are named: it
-    may be the folder that somebody works in, with the data folder beside the packages.
+    In a folder that is not one of installed packages, only the modules themselves are listed: it may
+    be a working folder that also contains the data folder.
     """
     installed = {
         sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
@@ -194,9 +194,9 @@ def _modules(folder: str) -> Iterator[str]:
 # -- seccomp
 
 _ARCHITECTURES = {"x86_64": (0xC000_003E, 0), "aarch64": (0xC000_00B7, 1)}
-"""Value of the audit architecture, and which column below holds its numbers."""
+"""Value of the audit architecture, and the column below with its system call numbers."""
 
-# Numbers for x86_64 and aarch64; None: it has no such call.
+# Numbers on x86_64 and aarch64; None if the architecture lacks the call.
 _REFUSED: dict[str, tuple[int | None, int]] = {
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200),
     "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242),
@@ -218,7 +218,7 @@ _REFUSED: dict[str, tuple[int | None, int]] = {
 }  # fmt: skip
 _REFUSED_OF_OLD = (90, 92, 94)  # chmod, chown, lchown: of x86_64 alone
 _OWN_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
-"""Calls that name a process first; allowed for this one (0 is this one, or its group)."""
+"""Calls whose first argument is a pid; allowed for this process only (0: itself or its group)."""
 _CLONE, _CLONE3 = (56, 220), 435
 _NEW_NAMESPACES = 0x7E02_0000
 _X32 = 0x4000_0000

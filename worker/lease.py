@@ -1,10 +1,10 @@
 """Hold a lease on a record while working on it, and report progress under it.
 
-The lease is kept by heartbeats from a thread and guarded by a fencing token. The token in the
-record is the authority: an attempt whose token is no longer the newest may change nothing. The
-lease key only says that the holder is alive; it may expire while the Redis server is down, and the
-next heartbeat restores it. Progress is stored at most once a second; reporting it is where a
-cancel is noticed.
+The lease is renewed by heartbeats from a thread and guarded by a fencing token. The token in the
+record is authoritative: an attempt whose token is no longer the newest may change nothing. The lease
+key only shows that the holder is alive; it may expire while the Redis server is down, and the next
+heartbeat restores it. Progress is stored at most once a second; a cancel is noticed when progress is
+reported.
 """
 
 import threading
@@ -32,7 +32,7 @@ class Lease:
         store: Jobs or batches.
         record_id: The record, already claimed.
         token: The token that came with the claim.
-        lifetime: Without heartbeats the lease ends after this.
+        lifetime: Time without heartbeats after which the lease expires.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Lease:
             self.beat()
 
     def beat(self) -> None:
-        """Extend the lease, or note that it is lost."""
+        """Renew the lease, or record that it is lost."""
         try:
             self.store.beat(self.record_id, self.token, self.lifetime)
         except (LeaseLost, NoSuchRecord):
             self.lost.set()
-        except RedisError:  # the server restarts: the token still counts, try again
+        except RedisError:  # a restart: the token still holds, retry
             return
 
 
@@ -96,8 +96,8 @@ class SharedLease:
 
     Arguments:
         store: The batches.
-        tokens: Of the claims, by record.
-        lifetime: Without heartbeats the leases end after this.
+        tokens: Tokens of the claims, by record.
+        lifetime: Time without heartbeats after which the leases expire.
     """
 
     def __init__(
@@ -158,22 +158,22 @@ class JobTooLong(AppaError):
 
 
 class ProgressReporter:
-    """Publishes the progress of a job to the job store.
+    """Publish the progress of a job to the job store.
 
     Calling it with (step, steps) is the `on_step` of the model: it raises at once when the job is
     cancelled, taken over by another worker, or the process stops.
 
     Arguments:
         store: The job store.
-        lease: Of the attempt.
+        lease: Lease of the attempt.
         check_stopping: Raises when the process was asked to stop.
         interval: Seconds between two stored values of the same phase.
-        limit_seconds: A job that takes longer is stopped.
-        meter: Measures the attempt; None where nobody looks at it.
+        limit_seconds: Duration after which a job is stopped.
+        meter: Metrics of the attempt; None to collect none.
 
     Attributes:
-        shared: Where several processes work on the job: told the steps of this one, returns those
-            of all.
+        shared: If several processes work on the job: called with the steps of this process, returns
+            those of all.
     """
 
     def __init__(
@@ -238,17 +238,17 @@ class ProgressReporter:
             )
         try:
             self.lease.check()
-        except RedisError:  # the server restarts; the gate before publication is what counts
+        except RedisError:  # a restart; publication checks again
             return
 
     def wait(self) -> None:
-        """Check, and publish what the others have done, while they work and this process does not."""
+        """Check as `check` does, and publish the progress of other processes while this one waits."""
         self.check()
         if time.monotonic() - self._last_published >= self.interval:
             self._publish()
 
     def settle(self) -> None:
-        """Take the steps of all for one's own: the common work is done."""
+        """Adopt the steps of all processes as the progress of the job after the shared work has ended."""
         if self.shared is not None:
             step, steps = self.shared(self.progress.step, self.progress.steps)
             self.progress = self.progress.model_copy(update={"step": step, "steps": steps})

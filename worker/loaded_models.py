@@ -1,7 +1,7 @@
 """Load checkpoints once when the worker starts, and warm each up with a tiny job.
 
-The tiny job selects kernels and reserves memory, and a model that cannot assimilate fails before
-the worker reports that it is ready.
+The warm-up selects kernels and allocates memory, and a model that cannot assimilate fails before the
+worker reports that it is ready.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ class LoadedModel:
         sha256: Digest of its card, which holds the hashes of all its files.
         model: On the device, after a first run.
         folder: Folder of the checkpoint.
-        arithmetic: How it computes.
+        arithmetic: Precision and kernels of its computations.
     """
 
     name: str
@@ -147,14 +147,14 @@ class LoadedModels:
         figures.device_used_bytes, figures.device_total_bytes = total - free, total
         try:
             figures.device_utilisation = torch.cuda.utilization(self.device) / 100
-        except Exception:  # no NVML, as in some containers: each version has errors of its own
+        except Exception:  # no NVML in some containers; its errors depend on the version
             figures.device_utilisation = None
 
     def get(self, name: str | None) -> LoadedModel:
         """Return the model called `name`, or the default one.
 
         Raises:
-            UnknownName: Naming the models there are.
+            UnknownName: Naming the loaded models.
         """
         if name is None:
             return self.models[0]
@@ -230,11 +230,11 @@ def _load(name: str, device: torch.device, arithmetic: Arithmetic) -> LoadedMode
     warm_up(model)
     card = folder / CARD_NAME
     digest = file_digest(card) if card.is_file() else ""
-    if model.inert:
+    if model.inactive_features:
         log.warning(
             "checks without effect",
             name=model.card.name,
-            inert="; ".join(model.inert),
+            inert="; ".join(model.inactive_features),
             remedy="import the checkpoint again with --static and --states",
         )
     log.info("model ready", name=model.card.name, device=str(device))

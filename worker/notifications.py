@@ -1,12 +1,11 @@
 """Deliver webhooks: signed, with bounded attempts and growing pauses.
 
-The scheduler starts what is due at every tick. Messages are sent concurrently from a thread of their
-own, so that a slow receiver delays nothing else.
+At every tick the scheduler starts the deliveries that are due. Messages are sent concurrently in a
+separate thread, so that a slow receiver delays nothing else.
 
-Each request goes to an address that somebody else chose. Names are resolved here, every address is
-checked, and the connection goes to the address that was checked, so that a name which resolves
-differently in between gains nothing. Redirects are not followed, proxies of the environment are not used, the
-answer's body is not read.
+The destinations are untrusted. Names are resolved here, every address is checked, and the connection
+goes to the address that was checked, which defeats DNS rebinding. Redirects are not followed, proxies
+from the environment are not used, and the body of the response is not read.
 """
 
 import asyncio
@@ -104,10 +103,10 @@ async def post(
     """Send a POST request and return the status of the answer.
 
     Arguments:
-        url: With host; its certificate is checked against that name.
-        headers: Besides those that HTTP needs.
-        body: Sent as it is.
-        seconds: For everything, from the name to the answer's first line and headers.
+        url: Absolute URL; the certificate is checked against its host name.
+        headers: Headers in addition to those that HTTP requires.
+        body: Sent unchanged.
+        seconds: Total timeout, from name resolution to the headers of the response.
         allow_private: Whether addresses of private networks are allowed.
         tls: Certificates to trust.
 
@@ -116,7 +115,7 @@ async def post(
         TimeoutError: If it took longer.
         httpcore.NetworkError, httpcore.ProtocolError, OSError: If it failed.
     """
-    parts = httpx.URL(url)  # takes care of international names and of what must be escaped
+    parts = httpx.URL(url)  # handles international names and escaping
     target = httpcore.URL(
         scheme=parts.raw_scheme, host=parts.raw_host, port=parts.port, target=parts.raw_path
     )
@@ -144,12 +143,12 @@ def pause_after(attempts: int, settings: WorkerSettings) -> float | None:
 
 
 class WebhookSender:
-    """Delivers the messages that are due in the store of webhooks.
+    """Deliver the messages that are due in the store of webhooks.
 
     Arguments:
         store: Subscriptions and messages.
         settings: Timeouts, attempts, pauses.
-        measures: Count what came of the attempts.
+        measures: Counters of the outcomes.
     """
 
     def __init__(
@@ -163,13 +162,13 @@ class WebhookSender:
         self._sending: set[Future[None]] = set()
 
     def tick(self) -> int:
-        """Queue deliveries of new events and start to send those that are due; return how many."""
+        """Queue deliveries of new events, start sending those that are due; return the latter's number."""
         self.store.fan_out()
         self._sending = {future for future in self._sending if not future.done()}
         free = _MAX_CONCURRENT - len(self._sending)
         if free <= 0:
             return 0
-        # A claim outlives the slowest attempt, so that no message is under way twice.
+        # A claim outlives the slowest attempt, so that no message is sent twice concurrently.
         claimed = self.store.claim(free, 3 * self.settings.webhook_timeout_seconds + 10)
         for webhook, delivery in claimed:
             sent = asyncio.run_coroutine_threadsafe(self._send(webhook, delivery), self._running())
@@ -189,7 +188,7 @@ class WebhookSender:
         attempt = await self._attempt(webhook, delivery)
         try:
             await asyncio.to_thread(self._settle, webhook, delivery, attempt)
-        except (RedisError, AppaError) as error:  # claimed again when its lease has run out
+        except (RedisError, AppaError) as error:  # claimed again when its lease has expired
             log.warning("webhook outcome not stored", id=webhook.id, error=str(error))
         except Exception:
             log.exception("webhook outcome not stored", id=webhook.id)

@@ -1,8 +1,8 @@
-"""Run a worker process: settings, Celery application, model, registration, work, sign-off.
+"""Run a worker process: settings, Celery application, model, registration, work, deregistration.
 
-Messages carry an id and a version only. They are acknowledged late, one at a time, and may arrive
-twice: the record in Redis says whether there is anything to do. What Celery does for us, and what
-the records do instead, is listed in `docs/decisions/0001-why-leases.md`.
+Messages contain only an id and a version. They are acknowledged late, one at a time, and may be
+delivered twice: the record in Redis says whether there is anything to do. What Celery does for us, and
+what the records do instead, is listed in `docs/decisions/0001-why-leases.md`.
 
 Two commands are added to Celery's remote control: `drain` (take no more messages, finish what
 runs, and say so in the registration) and `resume`. Jobs run in a thread or in child processes, so
@@ -63,17 +63,17 @@ TASK_MODULES = {
 
 
 HARD_LIMIT_GRACE = 30
-"""Seconds between Celery's soft time limit, which a task can answer, and the end of its process."""
+"""Seconds from Celery's soft time limit, which a task can catch, to the hard one that kills it."""
 
 _NICE = 5
-"""Large files give way to small bulletins, whose workers run beside theirs."""
+"""Niceness of workers of large files, so that those of small bulletins take precedence."""
 
 SOFT_SHUTDOWN_SECONDS = 5.0
-"""Time in which a worker that is told to stop at once (SIGQUIT) may still give its job back."""
+"""Time in which a worker can still requeue its job after SIGQUIT (Celery's soft shutdown)."""
 
 
 def message_sender(settings: WorkerSettings) -> Celery:
-    """Return an application that sends messages and remote-control commands, and works on none."""
+    """Return an application that only sends messages and remote-control commands."""
     app = Celery("appa", set_as_current=False)
     app.conf.update(
         celery_settings(settings.redis_url, settings.redis_prefix, settings.visibility_timeout)
@@ -82,11 +82,11 @@ def message_sender(settings: WorkerSettings) -> Celery:
 
 
 def create_app(settings: WorkerSettings, queues: Sequence[str]) -> Celery:
-    """Return the application of a worker that takes work from `queues`.
+    """Return the application of a worker of `queues`.
 
-    A GPU worker runs its jobs in one thread, so that the device is touched by one process that
-    never forks; the others fork, so that a crash while decoding costs one child, and Celery can
-    end a child that exceeds its time limit.
+    A GPU worker runs its jobs in one thread, so that the device is used by one process that never
+    forks; the others fork, so that a crash while decoding costs only one child, and Celery can end a
+    child that exceeds its time limit.
 
     Raises:
         UnknownName: If a queue is not known.
@@ -126,10 +126,10 @@ def create_app(settings: WorkerSettings, queues: Sequence[str]) -> Celery:
 
 
 class JobThread(TaskPool):
-    """Run jobs in a thread of this process; Celery's thread pool that can be told to end a job."""
+    """Celery's thread pool, extended so that a running job can be ended."""
 
     def terminate_job(self, pid: int, signal: str | None = None) -> None:
-        """End the running job at its next step, and then this worker: threads cannot be killed.
+        """End the running job at its next step, and then this worker, because threads cannot be killed.
 
         Celery calls this in a cold shutdown (SIGQUIT), and for `revoke --terminate`.
         """
@@ -140,7 +140,7 @@ class JobThread(TaskPool):
 def worker_arguments(queues: Sequence[str], name: str) -> list[str]:
     """Return the arguments of `Celery.worker_main`.
 
-    Gossip and mingle are off: workers need not know of each other, the records know.
+    Gossip and mingle are off: workers need no knowledge of each other, because the state is in records.
     """
     return [
         "--quiet",
@@ -169,10 +169,10 @@ def run_worker(queues: Sequence[str], settings: WorkerSettings | None = None) ->
 
 
 class WorkerLife:
-    """Prepare, register and sign off a worker, as Celery signals the turns of its life.
+    """Prepare, register and deregister a worker, on Celery's lifecycle signals.
 
-    In a process that forks, the parent registers and the children work; nothing is opened or
-    loaded before the fork that a child would share.
+    In a process that forks, the parent registers and the children work; the parent opens no connection
+    that a child would inherit.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class WorkerLife:
     def connect(self) -> None:
         """Connect to Celery's signals, and to the commands of its remote control."""
         self.app.life = self
-        if GPU_QUEUE in self.queues:  # else the children work, which are forked later
+        if GPU_QUEUE in self.queues:  # else children forked later do the work
             export_traces(self._part)
         logging.getLogger("celery.app.trace").setLevel(logging.ERROR)  # retries are logged by us
         signals.worker_process_init.connect(self.on_child, weak=False)
@@ -198,7 +198,7 @@ class WorkerLife:
     def prepare(self) -> None:
         """Register this worker and load its model, before the first message.
 
-        Not a signal's receiver: Celery would log an error and go on without a model.
+        Not a receiver of a signal, because Celery would log an error and continue without a model.
 
         Raises:
             AppaError: If there is no model or it cannot be used.
@@ -231,10 +231,10 @@ class WorkerLife:
 
             describe_ingest(runtime.report)
         gc.collect()
-        gc.freeze()  # what is loaded stays: no job waits while it is looked over, no child copies it
+        gc.freeze()  # no collection of loaded modules: it would pause jobs and copy pages
 
     def on_child(self, **_: Any) -> None:
-        """Open connections of its own in a forked child (Celery calls this without a fork, too)."""
+        """Open separate connections in a forked child (Celery also calls this without a fork)."""
         if self.runtime is not None and self.runtime.report.pid == os.getpid():
             return
         configure_logs(self.settings)
@@ -248,20 +248,20 @@ class WorkerLife:
         signals.worker_process_shutdown.connect(
             lambda **_: finish_traces(), weak=False, dispatch_uid="traces"
         )
-        # A large upload takes longer than the start of what decodes it, and bulletins do not.
+        # Only for small bulletins: a large upload takes longer than the start of the fork server.
         if INGEST_QUEUE in self.queues:
             warm_up()
             threading.Thread(target=_tell_protections, name="protections", daemon=True).start()
 
     def on_ready(self, **_: Any) -> None:
-        """Register as ready: messages are coming in from now on."""
+        """Register as ready: messages are consumed from now on."""
         if self.runtime is not None:
             self.runtime.report.ready = True
             self.runtime.register()
         log.info("ready", worker=self.name, queues=self.queues)
 
     def on_stopping(self, **_: Any) -> None:
-        """End running work at its next step, because the process was asked to stop.
+        """End running work at its next step after a request to stop.
 
         Celery signals this for SIGTERM and SIGINT, not for the remote command `shutdown`, after
         which the running job is finished.
@@ -270,11 +270,11 @@ class WorkerLife:
             self.runtime.stopping.set()
 
     def on_stopped(self, **_: Any) -> None:
-        """Remove the registration, the last thing a worker does."""
+        """Remove the registration, as the last action of a worker."""
         if self.runtime is not None:
             self.runtime.leave()
         finish_traces()
-        sweep_scratch()  # of its children that were killed
+        sweep_scratch()  # left by killed children
 
     @property
     def _part(self) -> str:
@@ -289,7 +289,7 @@ class WorkerLife:
 
 
 def _tell_protections() -> None:
-    """Log which protections of decoding this kernel does not give, so that none is missing unseen."""
+    """Log the protections of decoding that this kernel does not provide."""
     try:
         missing = [one.name for one in protections() if not one.active]
     except (AppaError, OSError) as error:
@@ -301,7 +301,7 @@ def _tell_protections() -> None:
 
 @control_command()
 def drain(panel: Any, **_: Any) -> dict[str, str]:
-    """Take no more messages; what runs is finished."""
+    """Stop consuming messages; running tasks are finished."""
     life: WorkerLife = panel.app.life
     for queue in life.queues:
         panel.consumer.cancel_task_queue(queue)
@@ -324,13 +324,13 @@ def resume(panel: Any, **_: Any) -> dict[str, str]:
 def send_command(
     app: Celery, command: str, workers: Sequence[str], seconds: float = 5.0
 ) -> dict[str, str]:
-    """Send a remote-control command to `workers` and return their answers by name.
+    """Send a remote-control command to `workers` and return their replies by name.
 
     Arguments:
         app: Any application of the installation.
         command: `drain`, `resume`, or one of Celery's own.
-        workers: Names as registered; one that does not answer is missing from the result.
-        seconds: How long to wait for answers.
+        workers: Registered names; workers without a reply are missing from the result.
+        seconds: Timeout for replies.
     """
     answers = app.control.broadcast(
         command, destination=list(workers), reply=True, timeout=seconds, limit=len(workers)
@@ -343,7 +343,7 @@ def send_command(
 
 
 def wait_until_idle(app: Celery, workers: Sequence[str], seconds: float) -> bool:
-    """Return whether `workers` have finished all that ran, within `seconds`."""
+    """Wait up to `seconds` until `workers` have finished all tasks; return whether they have."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         active: Mapping[str, list[Any]] = app.control.inspect(list(workers)).active() or {}

@@ -1,9 +1,8 @@
-"""Find which protections of decoding are in force on this machine, by trying what they prevent.
+"""Test which protections of decoding are active on this machine, by attempting what they prevent.
 
 A real decoding child attempts what an exploited library would: to open a key file beside its input,
-to write there, to reach a server over TCP and over a unix socket, to start a program, to look into
-and signal the process that owns it. What is reported is what the kernel answered, not what its
-version promises.
+to write there, to reach a server over TCP and over a unix socket, to start a program, to inspect and
+signal the process that owns it. The report is based on the kernel's responses, not on its version.
 """
 
 import os
@@ -27,8 +26,8 @@ class Protection:
 
     Attributes:
         name: What is protected.
-        active: Whether the child was held back.
-        means: What of the kernel does it, and so what to switch on.
+        active: Whether the child's attempt was denied.
+        means: Kernel mechanism that provides it, to be enabled if inactive.
     """
 
     name: str
@@ -69,13 +68,13 @@ def protections() -> list[Protection]:
 
 
 def attempts(secret: str, unix_socket: str, port: int, process: int) -> dict[str, bool]:
-    """Try, in a decoding child, what it must not be able to do; return what succeeded.
+    """Attempt, in a decoding child, what it must not be able to do; return which attempts succeeded.
 
     Arguments:
-        secret: A file that the child was not given.
+        secret: A file that is not among the child's inputs.
         unix_socket: Address of a server on this machine.
-        port: Of a server at 127.0.0.1.
-        process: One of the same user, outside.
+        port: Port of a server at 127.0.0.1.
+        process: Id of a process of the same user outside the sandbox.
     """
     return {
         "memory, time and size limits": resource.RLIM_INFINITY
@@ -108,14 +107,14 @@ def _connect(family: int, address: str | tuple[str, int]) -> None:
 
 
 def _start_program() -> None:
-    """Replace a fork by a program that is on every machine.
+    """Fork and execute a program that exists on every machine.
 
     Raises:
         PermissionError: If that was refused.
     """
     if not (child := os.fork()):
         with suppress(OSError):
-            os.execv("/bin/sh", ["sh", "-c", "exit 0"])  # noqa: S606 (it must not work)
+            os.execv("/bin/sh", ["sh", "-c", "exit 0"])  # noqa: S606 (must be denied)
         os._exit(1)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
         raise PermissionError

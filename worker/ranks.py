@@ -1,10 +1,10 @@
-"""Let several processes on one machine, each with its own device, draw long windows together.
+"""Draw long windows with several processes on one machine, each with its own device.
 
-`appa worker gpu --ranks N` is one worker to everybody else. It is rank 0, starts the other ranks and
-holds the queue, the job and the results. For a window of at least N blankets it leaves the inputs in
-the staging folder and names it to the others on their standard input; all draw their own blankets
-(`model.distributed`), leave the latents of their states there, and agree before every step whether to
-go on. A rank that dies ends the attempt, which is tried again; the worker then goes on alone.
+`appa worker gpu --ranks N` appears as a single worker. It is rank 0, starts the other ranks and handles
+the queue, the job and the results. For a window of at least N blankets it writes the inputs to the
+staging folder and sends its path to the others on their standard input; all draw their own blankets
+(`model.distributed`), write the latents of their states there, and agree before every step whether to
+continue. If a rank dies the attempt ends and is retried; the worker then continues alone.
 """
 
 import json
@@ -45,7 +45,7 @@ log = structlog.get_logger()
 
 _FOLDER = "ranks"
 _SILENCE = timedelta(minutes=30)
-"""A rank that has not answered by then is lost: much longer than a step."""
+"""Timeout after which a rank counts as lost, much longer than a step."""
 
 
 class RanksLost(AppaError):
@@ -84,7 +84,7 @@ def join(rank: int, count: int, meeting: Path) -> Ranks:
 
 
 class AgreedSteps:
-    """Have all ranks go on, or stop, before the same step: rank 0 decides.
+    """Make all ranks continue, or stop, before the same step, as rank 0 decides.
 
     Arguments:
         on_step: Called on rank 0; None on the others.
@@ -103,7 +103,7 @@ class AgreedSteps:
         if self.on_step is not None:
             try:
                 self.on_step(step, steps)
-            except Exception as raised:  # told to the others, then raised
+            except Exception as raised:  # sent to the others, then raised
                 error = raised
         stops = torch.tensor([error is not None])
         dist.broadcast(stops, src=0)
@@ -115,11 +115,11 @@ class AgreedSteps:
 
 
 class RankGroup:
-    """The ranks of this worker, seen from rank 0.
+    """The ranks of this worker, as managed by rank 0.
 
     Arguments:
-        settings: Of the worker; those of the other ranks are the same but for the device.
-        count: Ranks in all.
+        settings: Settings of the worker; the other ranks have the same except for the device.
+        count: Number of ranks, including rank 0.
     """
 
     def __init__(self, settings: WorkerSettings, count: int) -> None:
@@ -139,18 +139,18 @@ class RankGroup:
 
     @property
     def whole(self) -> bool:
-        """Whether the processes of all other ranks exist and run."""
+        """Return whether the processes of all other ranks are running."""
         return bool(self._others) and all(other.poll() is None for other in self._others)
 
     def tell(self, about: dict[str, Any]) -> None:
-        """Have the other ranks draw their blankets."""
+        """Send a request to draw to the other ranks."""
         for other in self._others:
             if other.stdin is not None:
                 other.stdin.write(json.dumps(about) + "\n")
                 other.stdin.flush()
 
     def end(self) -> None:
-        """End the other ranks; this worker goes on alone."""
+        """End the other ranks; this worker continues alone."""
         for other in self._others:
             other.kill()
             other.wait()
@@ -167,15 +167,15 @@ class RankGroup:
         *,
         minimal_batches: bool,
     ) -> MemberSplit | None:
-        """Return how all ranks draw a job; None where they cannot share its window.
+        """Return how all ranks draw a job; None if its window cannot be shared.
 
         Arguments:
-            spec: What was asked.
+            spec: Specification of the job.
             folder: Staging folder of the job.
             on_step: Reports progress; raises when the job must stop.
             loaded: The model.
-            inputs: What members are drawn from.
-            minimal_batches: Whether an attempt before ran out of memory.
+            inputs: Inputs from which members are drawn.
+            minimal_batches: Whether an earlier attempt ran out of memory.
         """
         model, plan = loaded.model, inputs.plan
         passes = plan_passes(plan, model.blanket_size, plan.stride or model.blanket_stride)
@@ -200,7 +200,7 @@ class SharedBlankets:
 
     @property
     def ranks(self) -> int:
-        """Number of ranks that share the window."""
+        """Return the number of ranks that share the window."""
         return self.group.count
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:
@@ -213,10 +213,10 @@ class SharedBlankets:
             dist.barrier()
             return self._together(own), own
         except Exception as error:
-            if not steps.stopped:  # the others are in the middle of something, or gone
+            if not steps.stopped:  # the others are busy or gone
                 log.warning("ranks given up", reason=str(error))
                 self.group.end()
-                if isinstance(error, RuntimeError):  # torch's word for a rank that is gone
+                if isinstance(error, RuntimeError):  # torch's error for a lost rank
                     raise RanksLost(f"Expected {self.ranks} ranks; one is lost.") from error
             raise
         finally:
@@ -228,13 +228,13 @@ class SharedBlankets:
         for rank in range(self.ranks):
             with safe_open(self.folder / f"{rank}.safetensors", framework="pt") as file:
                 states, first = file.get_tensor("latents"), int(file.metadata()["first"])
-            # States that two ranks hold are equal to the last bit.
+            # States held by two ranks are bitwise equal.
             latents[:, first : first + states.shape[1]] = states
         return latents
 
 
 def leave_states(folder: Path, rank: int, drawn: Trajectory, inputs: PartInputs) -> None:
-    """Leave the latents of a rank's states for rank 0."""
+    """Write the latents of a rank's states for rank 0."""
     first = round((drawn.first_time - inputs.plan.times[0]) / HOUR)
     path = folder / f"{rank}.safetensors"
     save_file({"latents": drawn.latents.contiguous()}, path, {"first": str(first)})
@@ -254,7 +254,7 @@ def _follow(models: LoadedModels, ranks: Ranks, about: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Follow rank 0 until it closes the standard input; any error of our own ends this rank."""
+    """Follow rank 0 until it closes the standard input; any error ends this rank."""
     rank, count, meeting = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     settings = WorkerSettings()
     configure_logs(settings)

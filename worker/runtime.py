@@ -1,4 +1,4 @@
-"""Open what every task of a worker process needs: settings, stores, layout, registration."""
+"""Provide what every task of a worker process needs: settings, stores, layout, registration."""
 
 import os
 import socket
@@ -39,10 +39,10 @@ class Runtime:
     """Settings, stores and this worker's registration.
 
     Attributes:
-        measures: What this process counts.
+        measures: Metrics of this process.
         models: The loaded models of a GPU worker (`worker.loaded_models.LoadedModels`), else None.
         ranks: The other processes of a GPU worker (`worker.ranks.RankGroup`), else None.
-        stopping: Set when the process was asked to stop; work ends at its next step.
+        stopping: Set after a request to stop; work ends at its next step.
     """
 
     settings: WorkerSettings
@@ -58,13 +58,13 @@ class Runtime:
     _registering: threading.Lock = field(default_factory=threading.Lock)
 
     def check_stopping(self) -> None:
-        """Raise `WorkerStopping` once the process was asked to stop."""
+        """Raise `WorkerStopping` after a request to stop the process."""
         if self.stopping.is_set():
             raise WorkerStopping(f"Worker '{self.report.name}' stops; the job is retried.")
 
     @contextmanager
     def busy_with(self, record_id: str) -> Iterator[None]:
-        """Name a record in the registration while this worker works on it."""
+        """Show a record in the registration while this worker works on it."""
         self.report.busy_with = record_id
         try:
             yield
@@ -111,7 +111,7 @@ class Runtime:
             self.measures.push(self._part)
 
     def start_measuring(self) -> None:
-        """Push what is counted from a thread, in a child that does not register itself."""
+        """Start a thread that pushes metrics, in a child that does not register itself."""
         threading.Thread(target=self._measure_on, name="measures", daemon=True).start()
 
     def _measure_on(self) -> None:
@@ -119,13 +119,13 @@ class Runtime:
             self.measures.push(self._part)
 
     def end_measuring(self) -> None:
-        """Push what is left at the end of such a child."""
+        """Push the remaining metrics at the end of such a child."""
         self._left.set()
         self.measures.push(self._part)
 
 
 def _resident_bytes() -> int:
-    """Return the memory of this process and its children; pages that they share count once each."""
+    """Return the resident memory of this process and its children; shared pages count repeatedly."""
     own = psutil.Process()
     total = 0
     for process in (own, *own.children(recursive=True)):

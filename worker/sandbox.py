@@ -1,16 +1,16 @@
-"""Run a function in a limited child process, and say why one ended early.
+"""Run a function in a limited child process, and determine why one ended early.
 
-Files from outside are parsed nowhere else. The child is forked by a small process that serves this
-one (`worker.zygote`), not by this one, which may hold threads, secrets and a GPU. It has its own
-session, bounds on memory, processor and wall time, no core dump, an environment without the
-parent's secrets and a private folder that is removed afterwards. It can open the program's files,
-those it is given and that folder, and has no network (`worker.confinement` says by what means).
-Results come back as Arrow and JSON, never as pickles: what the child writes is not trusted.
+Untrusted files are parsed only here. The child is forked by a fork server (`worker.zygote`), not by
+this process, which may hold threads, secrets and a GPU. It has its own session, limits on memory,
+processor and wall-clock time, no core dump, an environment without the parent's secrets and a private
+folder that is removed afterwards. It can open the program's files, its inputs and that folder, and has
+no network (`worker.confinement`). Results are returned as Arrow and JSON, never as pickles, because the
+output of the child is not trusted.
 
-A child that ends early is either the file's doing or ours. Its own limits show as an allocation
-that fails, SIGXCPU, SIGALRM or a crash, never as SIGKILL: that signal comes from outside (the
-kernel when the machine is out of memory, a person). A child that ran out of time on the clock but
-used little of it was kept waiting by the machine. Full disks and failing devices are ours as well.
+A child may end early because of the file or because of the machine. Its own limits cause a failed
+allocation, SIGXCPU, SIGALRM or a crash, never SIGKILL: that signal comes from outside (the kernel's
+OOM killer, a person). A child that exceeded its wall-clock time but used little processor time was
+delayed by the machine. Full disks and failing devices also count as faults of the machine.
 """
 
 import contextlib
@@ -54,10 +54,10 @@ _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV",
 _LEAN_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # Arrow's own pools reserve address space far beyond what they use.
+    # Arrow's own memory pools reserve far more address space than they use.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "ARROW_IO_THREADS": "1",
-    # A process with a second thread, be it one that only tidies memory, is not safe to fork.
+    # A process with a second thread, even one of the allocator, is not safe to fork.
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 _MEMORY_WORDS = ("MemoryError", "bad_alloc", "Cannot allocate", "out of memory", "malloc")
@@ -75,9 +75,9 @@ _MODULES = (".py", ".pyc", ".so")
 _OUR_FAULT = CANNOT_START
 """Exit code of a child that met an error of `_OURS`."""
 _BUSY = 0.5
-"""Share of the time on the clock that a child uses at least when the machine lets it run."""
+"""Least ratio of processor to wall-clock time of a child that was not delayed by the machine."""
 _LARGE = 0.5
-"""Share of its memory limit from which on the death of a child may be the file's doing."""
+"""Share of its memory limit above which the file may have caused the death of a child."""
 
 
 _SCRATCH = re.compile(r"appa-[a-z]+-(?P<process>[0-9]+)-\w+")
@@ -89,7 +89,7 @@ def scratch_prefix(what: str) -> str:
 
 
 def sweep_scratch(folder: str | None = None) -> int:
-    """Remove the temporary folders of our processes that no longer live; return how many.
+    """Remove temporary folders of our dead processes; return their number.
 
     Arguments:
         folder: Where they are; None for the system's folder of temporary files.
@@ -115,10 +115,10 @@ def _lives(process: int) -> bool:
 
 
 class Interrupted(DecodeError):
-    """A child that was ended from outside, or kept waiting, by this machine and not by the file.
+    """A child was killed from outside, or delayed, because of this machine and not of the file.
 
-    The context holds `large`, whether it held so much memory that the kernel may have ended it for
-    the file's sake, and `again`, whether the next child may fare better within seconds.
+    The context holds `large`, whether it used so much memory that the kernel may have killed it because
+    of the file, and `again`, whether an immediate retry may succeed.
     """
 
     code = "decoding_interrupted"
@@ -130,11 +130,11 @@ class Limits:
     """Bounds of a child process.
 
     Attributes:
-        address_space: Bytes of virtual memory, libraries included (0.7 GB of them).
+        address_space: Bytes of virtual memory, including 0.7 GB for libraries.
         cpu_seconds: Processor time.
-        wall_seconds: Time on the clock.
-        file_bytes: Size of any file it writes.
-        temp_dir: Where its private folder is made; None takes the system's.
+        wall_seconds: Wall-clock time.
+        file_bytes: Maximum size of any file it writes.
+        temp_dir: Parent of its private folder; None for the system's temporary folder.
     """
 
     address_space: int = 3_000_000_000
@@ -157,17 +157,17 @@ def run_limited(
         function: A function at the top level of a module.
         args: Picklable.
         limits: Bounds.
-        reads: Files, and folders with all in them, that the function may read; of other files it
-            finds those of the program alone.
-        writes: Those that it may change as well.
+        reads: Files, and folders with their content, that the function may read, in addition to the
+            files of the program.
+        writes: Files and folders that it may also change.
 
     Returns:
-        What the function returns: a JSON value, an Arrow table, or a tuple (table, JSON value).
+        The result of the function: a JSON value, an Arrow table, or a tuple (table, JSON value).
 
     Raises:
         DecodeError: With `reason` `timeout`, `out_of_memory` or `crashed` in its context, or with
             the child's own reason if it raised a `DecodeError`.
-        Interrupted: If the child was ended from outside, or kept waiting by a busy machine.
+        Interrupted: If the child was killed from outside, or delayed by a busy machine.
         StorageError: If the child met a full disk or a failing device.
         OSError: If it cannot be started, for example because the disk is full.
         AppaError: Any other error the function raised.
@@ -191,7 +191,7 @@ def _environment() -> dict[str, str]:
 
 
 def _program_path() -> str:
-    """Return where the modules of this program are: the first call's answer, whoever adds to it."""
+    """Return the module search path of this program, fixed at the first call."""
     global _known_path
     _known_path = _known_path or os.pathsep.join(p or os.getcwd() for p in sys.path)
     return _known_path
@@ -201,7 +201,7 @@ _known_path = ""
 
 
 def _wait(folder: Path, limits: Limits) -> Ended:
-    """Run the child to its end, or to the end of its time."""
+    """Run the child until it ends or its time is over."""
     try:
         return shared_server(_environment()).run(folder, limits.wall_seconds)
     except ServerDied as died:
@@ -220,7 +220,7 @@ def _wait(folder: Path, limits: Limits) -> Ended:
 
 
 def warm_up() -> None:
-    """Start the process that forks children, so that the first one need not wait for it."""
+    """Start the fork server, so that the first request need not wait for it."""
     shared_server(_environment())
 
 
@@ -241,7 +241,7 @@ def _result(folder: Path, end: Ended, limits: Limits) -> Any:
 
 
 def _tail(log: Path) -> str:
-    if not log.exists():  # there was no room for it
+    if not log.exists():  # the disk was full
         return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _KEPT_LOG))
@@ -249,7 +249,7 @@ def _tail(log: Path) -> str:
 
 
 def _interruption(end: Ended, log: str, limits: Limits) -> AppaError | None:
-    """Return the error of a child that did not end by its own doing, None for others."""
+    """Return the error of a child that was ended by the machine, None for others."""
     large = end.peak_bytes >= _LARGE * min(limits.address_space, _machine_memory())
     used = f"{end.cpu_seconds:.1f} s of processor and {end.peak_bytes / 1e6:.0f} MB"
     if end.late:
@@ -280,7 +280,7 @@ def _interruption(end: Ended, log: str, limits: Limits) -> AppaError | None:
 
 
 def _machine_memory() -> int:
-    """Return the bytes of memory that processes here may hold: the machine's, or the container's."""
+    """Return the memory available to processes in bytes: that of the machine or container."""
     held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2 and 1
         with contextlib.suppress(OSError, ValueError):
@@ -293,15 +293,15 @@ _LEAST_SHARE = 1_000_000_000
 
 
 def memory_share() -> int:
-    """Return the bytes of memory that one child may be given: half of the machine's, at least 1 GB.
+    """Return the maximum memory of one child in bytes: half of the machine's, at least 1 GB.
 
-    The others are for what runs beside it: a second child, the model, the broker.
+    The rest is for other processes: a second child, the model, the broker.
     """
     return max(_LEAST_SHARE, int(_SHARE * _machine_memory()))
 
 
 def _failure(end: Ended, log: str, limits: Limits) -> DecodeError:
-    """Return the error of a child that the file brought down."""
+    """Return the error of a child that the file crashed."""
     if end.late or end.code in (-signal.SIGXCPU, -signal.SIGALRM):
         allowed = f"{limits.cpu_seconds} s of processor and {limits.wall_seconds:g} s of time"
         return DecodeError(f"Expected an end within {allowed}; stopped.", reason="timeout")
@@ -322,7 +322,7 @@ def _too_much_memory(limits: Limits) -> DecodeError:
 
 
 def per_file_limits(limits: Limits) -> None:
-    """Restart the clocks of a child that works through several files for the next file."""
+    """Reset the time limits of a child that decodes several files, for the next file."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = int(usage.ru_utime + usage.ru_stime)
     resource.setrlimit(resource.RLIMIT_CPU, (used + limits.cpu_seconds, resource.RLIM_INFINITY))
@@ -338,7 +338,7 @@ def _restrict(limits: dict[str, Any]) -> None:
 
 
 def carry_out(folder: Path) -> None:
-    """Carry out the request in `folder` in this process, a newly forked child."""
+    """Execute the request in `folder` in this process, a newly forked child."""
     try:
         _child(folder)
     except Exception as error:
@@ -348,10 +348,10 @@ def carry_out(folder: Path) -> None:
 
 
 def is_our_fault(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, is of our disk, machine or program.
+    """Return whether an error, or one of its causes, comes from our disk, machine or program.
 
-    Modules are read while a worker runs: one that is missing, may not be read, or does not fit the
-    others, was replaced or is not installed.
+    Modules are imported while a worker runs: one that is missing, unreadable, or inconsistent with the
+    others was replaced or is not installed.
     """
     while error is not None:
         if isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno in _OURS):
@@ -363,9 +363,9 @@ def is_our_fault(error: BaseException | None) -> bool:
 
 
 def _end_by_our_fault(error: Exception) -> NoReturn:
-    """End this child as one whose file is not to blame; its log may lie on the same full disk."""
+    """End this child with the exit code of a fault that is not the file's; logs may not be writable."""
     cause: BaseException = error
-    while cause.__cause__ is not None:  # decoders say of any error that the file is not theirs
+    while cause.__cause__ is not None:  # decoders wrap any error as one of the file
         cause = cause.__cause__
     with contextlib.suppress(OSError):
         print(f"{type(cause).__name__}: {cause}", file=sys.stderr, flush=True)
@@ -373,7 +373,7 @@ def _end_by_our_fault(error: Exception) -> NoReturn:
 
 
 def _child(folder: Path) -> None:
-    """Read the request, restrict this process, run the function and write the answer."""
+    """Read the request, restrict this process, run the function and write the result."""
     try:
         request = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
         module, name, args, limits, paths, reads, writes = request
@@ -381,13 +381,13 @@ def _child(folder: Path) -> None:
         os.environ.update(TMPDIR=str(folder), HOME=str(folder))
         function = getattr(import_module(module), name)
         confine(reads, (folder, *writes))
-    except Exception as error:  # a program replaced under a running worker; no file was read yet
+    except Exception as error:  # e.g. modules replaced during an upgrade; no file was read yet
         _end_by_our_fault(error)
     _restrict(limits)
     os.chdir(folder)
     answer: dict[str, Any] = {"table": False, "pair": False}
     try:
-        with disk_errors(folder):  # libraries say of a full disk only that something failed
+        with disk_errors(folder):  # libraries report a full disk as a generic error
             value = function(*args)
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], pa.Table):
             answer["pair"], table, value = True, *value

@@ -1,16 +1,15 @@
-"""Run the scheduler: find every few seconds what is lost or due. It holds no state that matters.
+"""Run the scheduler: find lost and due work every few seconds. It is stateless.
 
-The reaper finds jobs and batches that nobody works on any more, and enqueues them again or ends
-them. The records are the truth about what is queued: a message may be lost with the broker and a
-worker may die; neither loses a job. Two reapers at once do no harm: every step is atomic and a
-duplicate message finds nothing to do.
+The reaper finds abandoned jobs and batches, and requeues or ends them. The records are the source of
+truth about what is queued: a message may be lost with the broker and a worker may die without losing a
+job. Several reapers may run at once: every step is atomic and duplicate messages have no effect.
 
-The reconciler compares the uploads that are kept with the records, and ingests those that no record
-knows. The bytes of an upload are stored before its record is in Redis. A gateway that dies in between, or
-a server that lost its data, leaves uploads that were accepted and that nobody would ingest. What
-was said about an upload is kept with its bytes (`worker.contract.uploads`), its rows are in the
-observation store under its id: so its record can be made again, without reading a row twice. An
-upload whose content is known under another id is a duplicate and is removed.
+The reconciler compares the stored uploads with the records, and ingests those without a record. The
+bytes of an upload are stored before its record is in Redis, so a gateway that dies in between, or a
+Redis server that lost its data, leaves accepted uploads that would never be ingested. The record of an
+upload is stored with its bytes (`worker.contract.uploads`), and its rows are in the observation store
+under its id, so the record can be restored without ingesting a row twice. An upload whose content is
+known under another id is a duplicate and is removed.
 """
 
 import os
@@ -71,17 +70,17 @@ _WHOLE_SECONDS = 3_600.0
 
 @dataclass
 class Reconciler:
-    """Make records of the uploads that Redis does not know: call `tick` every few seconds.
+    """Restore records of uploads that are missing in Redis: call `tick` every few seconds.
 
-    Two of them at once do no harm: a record is created once.
+    Several may run at once, because creating a record is idempotent.
 
     Attributes:
         layout: The data folder.
         stores: All records.
         sender: Sends task messages.
         every: Seconds between two comparisons.
-        grace_seconds: Younger uploads may still be on their way from disk to Redis.
-        turn_seconds: Longest time of one call; the next one goes on.
+        grace_seconds: Age below which the record of an upload may still be in creation.
+        turn_seconds: Maximum duration of one call; the next one continues.
     """
 
     layout: Layout
@@ -100,7 +99,7 @@ class Reconciler:
         return upload_store(self.layout)
 
     def tick(self) -> int:
-        """Compare if the last comparison is old enough; return how many records were made."""
+        """Compare if the last comparison is old enough; return the number of restored records."""
         if time.monotonic() < self._due:
             return 0
         started, made = time.monotonic(), 0
@@ -112,7 +111,7 @@ class Reconciler:
         return made
 
     def recover(self) -> list[str]:
-        """Compare all uploads now; return those that are still too young."""
+        """Compare all uploads now; return those that are still too recent."""
         self._due = self._whole_due = float("-inf")
         self.tick()
         self._whole_due = float("-inf")
@@ -120,14 +119,14 @@ class Reconciler:
 
     @property
     def unusable(self) -> list[str]:
-        """Uploads that are kept and got no record: not readable, or a second copy whose rows are stored."""
+        """Return stored uploads for which no record was created: unreadable, or duplicates with rows."""
         return sorted(self._unusable)
 
     def _unknown(self) -> Iterator[str]:
-        """Yield the uploads that are kept without a record, newest first.
+        """Yield the stored uploads without a record, newest first.
 
-        Older ones are compared once an hour, and whenever one is found that is not known: of
-        millions that were compared before, few can have lost their record alone.
+        Older ones are compared once an hour, and whenever a newer one has no record, because records
+        are rarely lost one by one.
         """
         whole = time.monotonic() >= self._whole_due
         names = (name for name in self.uploads.names() if name not in self._unusable)
@@ -144,11 +143,11 @@ class Reconciler:
         try:
             written = self.uploads.written(batch_id)
             if written is None or (utc_now() - written).total_seconds() < self.grace_seconds:
-                return 0  # it may be on its way, or is being removed
+                return 0  # being created or removed
             record = self._record(batch_id)
         except FileNotFoundError:  # being removed
             return 0
-        except StorageError:  # says nothing about the upload: at a later turn
+        except StorageError:  # not an error of the upload: retry later
             raise
         except (AppaError, ValidationError) as error:
             log.warning("upload not restored", id=batch_id, reason=str(error))
@@ -170,10 +169,10 @@ class Reconciler:
         return 1
 
     def _record(self, batch_id: str) -> BatchRecord:
-        """Return the record of an upload as its files tell it.
+        """Return the record of an upload from its files.
 
         Raises:
-            DecodeError: If nothing was kept about it and its format is not known.
+            DecodeError: If no record is stored with it and its format is not known.
         """
         record = self.uploads.record(batch_id) or self._recognised(batch_id)
         manifest = ObservationStore.of(self.layout).files.manifest(batch_id)
@@ -187,7 +186,7 @@ class Reconciler:
         return record.model_copy(update=update)
 
     def _recognised(self, batch_id: str) -> BatchRecord:
-        """Describe an upload of an older version from its bytes alone."""
+        """Create the record of an upload of an older version from its bytes."""
         with self.uploads.local({batch_id: ""}) as found:
             content = found[batch_id]
             return BatchRecord(
@@ -200,7 +199,7 @@ class Reconciler:
 
     def _remove_duplicate(self, record: BatchRecord, batch: BatchRecord) -> None:
         """Remove an upload that was sent again and accepted under another id."""
-        if record.state is BatchState.INGESTED:  # its rows name it
+        if record.state is BatchState.INGESTED:  # rows refer to it
             self._unusable.add(record.id)
             return
         log.info("duplicate upload removed", id=record.id, same_as=batch.id)
@@ -212,11 +211,11 @@ _RESENT_AT_ONCE = 100
 
 @dataclass
 class _Wait:
-    """A waiting record as this process has seen it.
+    """Schedule for resending the message of a waiting record.
 
     Attributes:
         due: When its message is sent again (monotonic seconds).
-        pause: Seconds until the time after that.
+        pause: Seconds from then to the next time.
     """
 
     due: float
@@ -227,19 +226,19 @@ class _Wait:
 class Reaper:
     """Take over abandoned records and send lost messages again: call `sweep` every few seconds.
 
-    A message cannot be seen in the broker, and need not be: the message of a record that waits is
-    sent again after `resend_seconds`, then after twice as long, and so on. A job in a long queue
-    thus gets a few harmless duplicates, and a lost message delays a job by no more than
-    `resend_seconds` or, if that is longer, as long as it had waited already.
+    Messages in the broker are not inspected. The message of a waiting record is sent again after
+    `resend_seconds`, then after twice as long, and so on. A job in a long queue thus gets a few harmless
+    duplicates, and a lost message delays a job by at most `resend_seconds` or the time it had waited
+    already, whichever is longer.
 
     Attributes:
         stores: All records.
         sender: Sends task messages.
-        lost_workers: A record fails for good once so many workers were lost over it.
-        grace_seconds: A lease must be seen missing for so long: after a restart of the server
-            the holder gets time to renew it.
+        lost_workers: Number of lost workers after which a record fails.
+        grace_seconds: Time for which a lease must be missing, so that its holder can renew it after a
+            restart of the server.
         resend_seconds: Pause before the message of a waiting record is first sent again.
-        measures: Count what was lost.
+        measures: Counters of lost messages and workers.
     """
 
     stores: Stores
@@ -252,7 +251,7 @@ class Reaper:
     _waits: dict[str, _Wait] = field(default_factory=dict)
 
     def sweep(self) -> int:
-        """Look at all unfinished records once; return how many were acted on."""
+        """Check all unfinished records once; return the number of records acted on."""
         acted = 0
         for store, task in (
             (self.stores.jobs, RUN_ASSIMILATION),
@@ -322,7 +321,7 @@ class Reaper:
 
     def _resend(self, store: JobStore | BatchStore, record_id: str, task: str, wait: _Wait) -> int:
         record = store.find(record_id)
-        if record is None:  # removed this moment
+        if record is None:  # removed just now
             return 0
         now = time.monotonic()
         if record.retry_at and (left := (record.retry_at - utc_now()).total_seconds()) > 0:
@@ -354,7 +353,7 @@ def run_scheduler(
 
     Arguments:
         settings: Read from the environment when absent.
-        ticks: Further functions to call at every turn; each must be safe to call twice.
+        ticks: Further functions to call at every turn; each must be idempotent.
     """
     settings = settings or WorkerSettings()
     configure_logs(settings)
@@ -380,7 +379,7 @@ def run_scheduler(
 
 
 def _ticks(runtime: Runtime, settings: WorkerSettings) -> dict[str, Callable[[], object]]:
-    """Return what the scheduler does at every turn, by name, in order."""
+    """Return the functions that the scheduler calls at every turn, by name, in order."""
 
     def tidy() -> int:
         older_than = max(86_400.0, 2.0 * settings.job_limit_seconds)
@@ -429,10 +428,10 @@ _TIDY_SECONDS = 600.0
 
 @dataclass
 class _Seldom:
-    """Work that is not due at every turn: buckets are listed for it.
+    """Work that is too expensive for every turn, because it lists buckets.
 
     Attributes:
-        work: What to do.
+        work: The function to call.
         pause: Seconds from one start to the next.
     """
 
@@ -447,7 +446,7 @@ class _Seldom:
 
 
 def _run_tick(name: str, tick: Callable[[], object], measures: Measures) -> None:
-    """Call `tick`; a failure is logged, and it is called again at the next turn."""
+    """Call `tick`; a failure is logged and retried at the next turn."""
     begun = time.monotonic()
     try:
         tick()

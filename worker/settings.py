@@ -154,7 +154,7 @@ class WorkerSettings(InstallationSettings):
 
     @property
     def lease(self) -> timedelta:
-        """How long a lease lives without heartbeats."""
+        """Return the lifetime of a lease without heartbeats."""
         return timedelta(seconds=self.lease_seconds)
 
     @field_validator("models", mode="before")

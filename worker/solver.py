@@ -1,8 +1,8 @@
-"""Run the model for one job: its analysis, a forecast from an earlier one, draws of the prior.
+"""Run the model for one job: its analysis, a forecast from an earlier one, draws from the prior.
 
-Each kind of run has a seed of its own, made of the job's, so that first guess and analysis never
-share their noise. A background is the first guess of a window, as an ensemble of latent
-trajectories: what the solver starts from, and what it makes where there is none.
+Each kind of run has its own seed, derived from the job's, so that first guess and analysis never share
+noise. A background is the first guess of a window, as an ensemble of latent trajectories: the input of
+the solver, or drawn by it if there is none.
 """
 
 from collections.abc import Sequence
@@ -41,10 +41,10 @@ class Background:
         times: Consecutive full hours (UTC); T of them.
         latents: Standardised latents, with shape (M, T, c, h, w).
         source: `previous_analysis`, `uploaded` or `climatology`.
-        info: Where it comes from and how old it is; JSON-able.
-        flags: What a reader of the result must know, such as `cold_start`.
+        info: Its origin and age; JSON-able.
+        flags: Flags for users of the result, such as `cold_start`.
         antithetic: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
-        prior: Where the window continues an analysis: what is known before its new observations.
+        prior: If the window continues an analysis: the prior before its new observations.
     """
 
     times: tuple[datetime, ...]
@@ -68,7 +68,7 @@ def pairs_info(antithetic: bool) -> dict[str, Any]:
 
 _PRIOR_SEED, _FORECAST_SEED, _BACKGROUND_SEED = 1 << 40, 1 << 41, 1 << 42
 _SHORT = 3
-"""Longest forecast, in hours, that takes a warm start from persistence."""
+"""Longest forecast, in hours, that starts warm from persistence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +83,10 @@ class Analysis:
         antithetic: Whether members 0 and 1, 2 and 3 … have opposite perturbations. Those of a
             forecast have, nearly, if those of its analysis have: with the checkpoint that ships,
             the means of pairs vary by 0.6 % of what those of independent members would at +12 h.
-        memory: Rows and states that were computed at once, and how often less was asked for after
-            running out of memory; JSON-able.
-        parts: Numbers of the members that were drawn together; empty if all were.
-        ranks: How many processes shared the blankets.
+        memory: Sizes of sub-batches, and the number of retries with smaller ones after running out
+            of memory; JSON-able.
+        parts: Member numbers of each part drawn together; empty if all were drawn at once.
+        ranks: Number of processes that shared the blankets.
     """
 
     latents: Tensor
@@ -111,27 +111,27 @@ class MemberSplit(Protocol):
 
     @property
     def parts(self) -> tuple[range, ...]:
-        """Numbers of the members of each part; empty if all are drawn together."""
+        """Return the member numbers of each part; empty if all are drawn at once."""
 
     @property
     def ranks(self) -> int:
-        """Number of processes that share the blankets."""
+        """Return the number of processes that share the blankets."""
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:
         """Return the latents of all members in order, and the trajectory of some of them."""
 
 
 class Solver:
-    """Runs the model for one job.
+    """Run the model for one job.
 
     Arguments:
         model: The loaded model.
         spec: Members, seed, steps.
-        progress: Its `on_step`.
-        minimal_batches: Take the smallest sub-batches: an attempt before ran out of memory.
+        progress: Called at every step (`on_step`).
+        minimal_batches: Whether to use the smallest sub-batches, after an attempt ran out of memory.
 
     Attributes:
-        memory_retries: How often less was asked for after running out of memory, in all its runs.
+        memory_retries: Number of retries with smaller sub-batches, over all runs.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class Solver:
 
         Arguments:
             latents: Known states, with shape (M, T, c, h, w).
-            times: Their T times.
-            until: Last time wanted.
+            times: Times of the T states.
+            until: Last time to forecast.
         """
         lead = round((until - times[-1]) / HOUR)
         past = min(len(times), max(1, self.model.blanket_size - lead))
@@ -174,11 +174,11 @@ class Solver:
         return self._run(plan, None, seed, background=known, warm_start=warm).latents[:, past:]
 
     def around(self, analysed: Tensor, times: Sequence[datetime]) -> BackgroundPrior:
-        """Return what is known of a window after the analysis of its first states.
+        """Return the prior of a window given the analysis of its first states.
 
         Arguments:
-            analysed: Their mean, with shape (k, c, h, w).
-            times: Of all states of the window.
+            analysed: Ensemble mean of the first states, with shape (k, c, h, w).
+            times: Times of all states of the window.
         """
         around = around_forecast(self.model)
         if around is None:
@@ -197,16 +197,16 @@ class Solver:
         background: Background,
         split: MemberSplit | None = None,
     ) -> Analysis:
-        """Return the analysis of the job, or its forecast when states are tied.
+        """Return the analysis of the job, or its forecast if states are tied.
 
-        Without observations and without tied states there is nothing to condition on: the
-        analysis is the background, and says so.
+        Without observations and tied states there is nothing to condition on: the analysis is the
+        background, and is flagged so.
 
         Arguments:
             plan: Times of the states.
-            observations: Those that passed all checks.
+            observations: Observations that passed all checks.
             background: The first guess.
-            split: Has the members drawn in parts; None to draw all at once.
+            split: Draws the members in parts; None to draw all at once.
         """
         members, tied = self.spec.members, torch.tensor(plan.tied)
         seeds = (self.spec.seed,) * members
@@ -239,7 +239,7 @@ class Solver:
     def draw(self, plan: WindowPlan, observations: ObservationSet, background: Background) -> Draw:
         """Return a function that draws members of the analysis by their numbers."""
         tied = torch.tensor(plan.tied)
-        # The states are decoded when they are written, a few at a time: all do not fit in memory.
+        # States are decoded when they are written, a few at a time, because all may exceed memory.
         plan = replace(plan, written=_only_last(plan.length))
         start = WarmStart(background.latents, plan.times[0]) if self._warm(background) else None
         seen = None
@@ -266,11 +266,11 @@ class Solver:
         return self.spec.starts_warm and not climatology and background.prior is None
 
     def resize(self, latents: Tensor) -> Tensor:
-        """Return an ensemble of the job's size; members repeat if there were fewer."""
+        """Return an ensemble of the job's size; members are repeated if there are fewer."""
         return latents[torch.arange(self.spec.members) % len(latents)]
 
     def keeps_pairs(self, antithetic: bool, members: int) -> bool:
-        """Return whether an ensemble of so many members is in pairs once it has the job's size."""
+        """Return whether an ensemble of `members` stays in antithetic pairs when resized."""
         return antithetic and (self.spec.members <= members or members % 2 == 0)
 
     def _run(
@@ -291,7 +291,7 @@ class Solver:
             first_member=members.start,
             ensemble=self.spec.members,
             settings=self.settings,
-            decode=False,  # the latents are decoded once, for the observations and the files alike
+            decode=False,  # decoded once, for both observations and files
             **{"on_step": self.progress, **options},
         )
         self.memory_retries += result.memory.retries
@@ -302,10 +302,10 @@ class Solver:
 
 
 def _settings(model: LatentModel, spec: SpecBase) -> AssimilationSettings:
-    """Return what the checkpoint recommends, with what the job chose in its place.
+    """Return the checkpoint's recommended settings, overridden by the job's choices.
 
     Raises:
-        UnknownName: If the job chose a sampler or guidance that is not installed here.
+        UnknownName: If the job names a sampler or guidance that is not installed here.
     """
     settings = recommended_settings(model)
     if spec.sampler is not None:
@@ -324,5 +324,5 @@ def _settings(model: LatentModel, spec: SpecBase) -> AssimilationSettings:
 
 
 def _only_last(count: int) -> tuple[bool, ...]:
-    """Return the flags of a plan that writes its last time only, the least a plan can write."""
+    """Return the flags of a plan that writes only its last time, the minimum of a plan."""
     return (False,) * (count - 1) + (True,)

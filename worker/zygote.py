@@ -1,15 +1,15 @@
-"""Keep a small process at hand, with the decoders imported, that forks a limited child per request.
+"""Run a fork server with the decoders imported, which forks a limited child for each request.
 
-A fresh interpreter needs a second to import what decoding takes; a fork of one that has done so
-needs milliseconds. The server (`python -m worker.zygote`) is started by the process that wants
-children, at its first request, and ends with it. It has one thread, no connection but the socket
-to its owner, an environment without secrets, and never opens a file from outside: each request
-goes to a child of its own (`worker.sandbox` says with which limits), one that was forked before and has
-rehearsed if there is one. It watches the clock, kills
-what has run out of time, and every process of the child's session once the child has ended.
+A new interpreter needs a second to import the decoders; a fork of one that has done so needs
+milliseconds. The server (`python -m worker.zygote`) is started by its owner, the process that needs
+children, at the first request, and ends with it. It has one thread, no connection but the socket to
+its owner, an environment without secrets, and never opens untrusted files: each request is executed by
+a separate child (for its limits see `worker.sandbox`), preferably a spare one that was forked in advance
+and has been warmed up. The server enforces wall-clock limits, and kills all processes of a child's
+session when the child has ended.
 
-Each request comes with a socket for the answer. A request whose socket is closed is given up and
-its child killed; a server that dies takes its children with it and is started again at need.
+Each request comes with a socket for the reply. If that socket is closed the request is abandoned and
+its child killed; a server that dies takes its children with it and is restarted on demand.
 """
 
 import atexit
@@ -44,7 +44,7 @@ __all__ = ["Ended", "ForkServer", "ServerDied", "die_with_parent", "shared_serve
 _PR_SET_PDEATHSIG = 1
 _PRELOADED = ("pyarrow.compute", "worker.sandbox", "worker.observations.decoders.decode")
 _WARMED = "worker.observations.decoders.bufr.warm"
-_MESSAGE = 65_536  # bytes of a request or an answer at most
+_MESSAGE = 65_536  # maximum size of a request or reply in bytes
 CANNOT_START = 75  # EX_TEMPFAIL
 
 
@@ -52,7 +52,7 @@ class ServerDied(Exception):
     """The server ended before the child did.
 
     Attributes:
-        started: Whether it had begun to serve; if not, it could not import what it needs.
+        started: Whether it had started to serve; if not, its imports failed.
     """
 
     def __init__(self, started: bool) -> None:
@@ -66,9 +66,9 @@ class Ended:
 
     Attributes:
         code: Exit code, or minus the signal that ended it.
-        late: Whether it ran out of time on the clock.
+        late: Whether it exceeded its wall-clock limit.
         cpu_seconds: Processor time used.
-        peak_bytes: Most memory held at once, that shared with the server included.
+        peak_bytes: Peak resident memory, including memory shared with the server.
     """
 
     code: int
@@ -78,10 +78,10 @@ class Ended:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have this process killed when the thread that started it ends (Linux only)."""
+    """Arrange that this process is killed when the thread that started it ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before that
+        if os.getppid() != parent:  # the parent ended before prctl
             os._exit(CANNOT_START)
 
 
@@ -89,10 +89,10 @@ def die_with_parent(parent: int) -> None:
 
 
 class ForkServer:
-    """A running server and the way to ask it for children; safe for use by several threads.
+    """A running fork server, to run requests in children; safe to use from several threads.
 
     Arguments:
-        environment: All of the server's environment.
+        environment: The whole environment of the server.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -102,7 +102,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
         spawned = threading.Event()
-        # The kernel ties the server's life to the thread that starts it: one that only waits.
+        # PR_SET_PDEATHSIG is tied to the starting thread, so a thread that only waits starts it.
         keeper = threading.Thread(
             target=self._keep, args=(theirs, spawned), name="fork-server", daemon=True
         )
@@ -142,11 +142,11 @@ class ForkServer:
         return self.owner == os.getpid() and running
 
     def run(self, folder: Path, wall_seconds: float) -> Ended:
-        """Have a child carry out the request in `folder`; return how it ended.
+        """Execute the request in `folder` in a child; return how it ended.
 
         Raises:
             ServerDied: If the server ended first.
-            OSError: If no process can be made.
+            OSError: If no process can be created.
         """
         request = json.dumps({"folder": str(folder), "wall_seconds": wall_seconds}).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -175,7 +175,7 @@ _shared: ForkServer | None = None
 
 
 def shared_server(environment: Mapping[str, str]) -> ForkServer:
-    """Return the server of this process, started now if there is none with this environment."""
+    """Return the server of this process; start it if there is none with this environment."""
     global _shared
     with _lock:
         if _shared is None or not _shared.alive() or _shared.environment != environment:
@@ -186,7 +186,7 @@ def shared_server(environment: Mapping[str, str]) -> ForkServer:
 
 
 def _forget() -> None:
-    """Leave the server to the parent of this newly forked process."""
+    """Drop the inherited server in a newly forked process; it belongs to the parent."""
     global _shared, _lock
     if _shared is not None:
         _shared.close()
@@ -206,13 +206,13 @@ atexit.register(_close)
 
 @dataclass
 class _Child:
-    """A child that runs.
+    """A running child.
 
     Attributes:
-        pid: Its process, and its session once it has made one.
-        reply: Where its end is told.
-        due: When its time is up (monotonic seconds).
-        late: Whether it was killed for that.
+        pid: Its process id, and its session id after setsid.
+        reply: Socket for the reply when it ends.
+        due: When its time is over (monotonic seconds).
+        late: Whether it was killed because its time was over.
     """
 
     pid: int
@@ -234,7 +234,7 @@ class _Child:
 
 @dataclass(frozen=True)
 class _Spare:
-    """A child in reserve: its process, and where it is told the folder of its request."""
+    """A spare child: its process, and the socket on which it receives the folder of its request."""
 
     pid: int
     channel: socket.socket
@@ -315,14 +315,14 @@ class _Server:
         return pid
 
     def _keep_spare(self) -> None:
-        """Fork a child in reserve while nothing else runs."""
+        """Fork a spare child while nothing else runs."""
         if self.spare is not None or self.children:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 pid = os.fork()
-            except OSError:  # at the next request
+            except OSError:  # retried at the next request
                 ours.close()
                 return
             if pid == 0:
@@ -330,25 +330,25 @@ class _Server:
         self.spare = _Spare(pid, ours)
 
     def _told_folder(self, channel: socket.socket) -> str:
-        """Rehearse, so that the pages that decoding writes to are this child's own; then wait."""
+        """Warm up, so that memory pages written by decoding are copied already; then wait."""
         self.rehearse()
         return channel.recv(_MESSAGE).decode()
 
     def _use_spare(self, folder: str) -> int | None:
-        """Give the request to the child in reserve; None if there is none."""
+        """Pass the request to the spare child and return its pid; None if there is none."""
         spare, self.spare = self.spare, None
         if spare is None:
             return None
         with spare.channel:
             try:
                 spare.channel.send(folder.encode())
-            except (BrokenPipeError, ConnectionResetError):  # somebody killed it
+            except (BrokenPipeError, ConnectionResetError):  # it was killed
                 os.waitpid(spare.pid, 0)
                 return None
         return spare.pid
 
     def _be_child(self, folder_of: Callable[[], str], kept: int = -1) -> None:
-        """Turn this newly forked process into one with nothing of the server; never return."""
+        """Run as a child without the server's sockets and handlers; never return."""
         code = 1
         try:
             die_with_parent(self.pid)
@@ -357,7 +357,7 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _close_all_but(kept)
             folder = folder_of()
-            if not folder:  # the server ends, and so does its reserve
+            if not folder:  # the server has ended
                 os._exit(0)
             if kept >= 0:
                 os.close(kept)
@@ -366,7 +366,7 @@ class _Server:
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
-        except BaseException:  # as the interpreter would: told in the log, then the end
+        except BaseException:  # log it as the interpreter would, then exit
             sys.excepthook(*sys.exc_info())
         finally:
             with contextlib.suppress(Exception):
@@ -378,7 +378,7 @@ class _Server:
     def _own_streams(folder: Path) -> None:
         try:
             log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        except OSError:  # a full disk, or the request was given up
+        except OSError:  # disk full, or the request was abandoned
             os._exit(CANNOT_START)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -386,13 +386,13 @@ class _Server:
 
     def _reap(self) -> None:
         if self.spare is not None and os.waitpid(self.spare.pid, os.WNOHANG)[0]:
-            self.spare.channel.close()  # somebody killed it
+            self.spare.channel.close()  # it was killed
             self.spare = None
         for child in list(self.children.values()):
             ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
                 continue
-            child.kill_session()  # while its number cannot be another's
+            child.kill_session()  # before its pid can be reused
             _, status, usage = os.wait4(child.pid, 0)
             del self.children[child.pid]
             self.selector.unregister(child.reply)
@@ -421,10 +421,10 @@ class _Server:
 
 @contextlib.contextmanager
 def _without_pandas() -> Iterator[None]:
-    """Have pyarrow find a pandas too old for it, and so never import it.
+    """Present a pandas that is too old to pyarrow, so that it never imports pandas.
 
-    pyarrow imports pandas, a quarter of what each fork would have to map, to see whether a value is
-    one of its objects. Decoders that use pandas import it themselves and give pyarrow arrays.
+    pyarrow imports pandas only to check for its types, which would add a quarter to the memory mapped
+    by each fork. Decoders that use pandas import it themselves and pass arrays to pyarrow.
     """
     old = ModuleType("pandas")
     old.__version__ = "0"  # type: ignore[attr-defined]
@@ -439,7 +439,7 @@ def _without_pandas() -> Iterator[None]:
 
 
 def _tell_faults(prepare: Callable[[], object]) -> None:
-    """Call `prepare`; a fault, of an extension, say, is told by children that need what is faulty."""
+    """Call `prepare` and ignore errors, for example of an extension; children report them when needed."""
     try:
         prepare()
     except Exception:
@@ -447,7 +447,7 @@ def _tell_faults(prepare: Callable[[], object]) -> None:
 
 
 def _main(descriptor: int, parent: int) -> None:
-    close_network()  # its children have no other
+    close_network()  # children inherit it
     die_with_parent(parent)
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
@@ -457,7 +457,7 @@ def _main(descriptor: int, parent: int) -> None:
         warm = import_module(_WARMED)
         _tell_faults(warm.warm_up)
     gc.collect()
-    gc.freeze()  # children would copy the pages of every object that a collection looks at
+    gc.freeze()  # garbage collection in children would copy shared pages
     carry_out = import_module("worker.sandbox").carry_out
     _Server(control, carry_out, partial(_tell_faults, warm.rehearse)).serve()
 

@@ -67,7 +67,7 @@ def client_options(url: str, key: str | None, timeout: float) -> dict[str, Any]:
 # -- retries
 
 FAILURES = (httpx.TransportError, GatewayError)
-"""What `Retry.pause` decides about."""
+"""Errors of a request that `Retry.pause` handles."""
 
 _RETRIED = frozenset({429, 502, 503, 504})
 _MAX_PAUSE = 30.0
@@ -156,7 +156,7 @@ def _given(**values: Any) -> dict[str, str]:
 
 
 def _key(idempotency_key: str | None) -> dict[str, str]:
-    """Headers that make a write repeatable, with a random key unless the caller has one."""
+    """Return the Idempotency-Key header of a write, with a random key unless the caller gives one."""
     return {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
 
 

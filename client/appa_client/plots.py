@@ -21,7 +21,7 @@ Place = Callable[[float, float], tuple[float, float] | None]
 
 
 class Owner:
-    """The client that read a record: no part of it, so equal to any other and left out of copies."""
+    """Reference from a record to the client that read it; ignored by equality, hashing and pickling."""
 
     def __init__(self, client: Any = None) -> None:
         self.client = client
@@ -37,7 +37,7 @@ class Owner:
 
 
 class FieldMap:
-    """A field as it came, in the units that people read.
+    """A field in display units, parsed from the binary answer.
 
     Arguments:
         body: The answer.

@@ -218,7 +218,7 @@ class IngestSummary(Answer):
 
 
 class SourceStatus(Answer):
-    """A source that fills the store by itself: a subscription to the notifications of WIS2.
+    """A source of observations: a subscription to the notifications of WIS2.
 
     Attributes:
         name: Unique in the installation.
@@ -227,8 +227,8 @@ class SourceStatus(Answer):
         connected: Whether the broker delivers now.
         detail: Why it is not connected, or why it waits; empty otherwise.
         since: Connected or offline since then.
-        backlog: Announced data that wait to be fetched.
-        lag_seconds: How long the oldest of these has waited.
+        backlog: Number of announced files that are still to be fetched.
+        lag_seconds: Age of the oldest of these in the backlog.
         latency_seconds: From publication to acceptance, of the newest data accepted.
         received: Notifications so far.
         duplicates: Of these, announcements of data that were known.
@@ -466,9 +466,9 @@ class Difference(Answer):
         cycles: Cycles compared.
         values: Values compared.
         percent: Below zero where the challenger is better.
-        low: Lower end of the 95 % interval; None of few cycles.
+        low: Lower end of the 95 % interval; None for few cycles.
         high: Upper end.
-        correlation: Of the difference with that of the cycle before.
+        correlation: Lag-1 autocorrelation of the difference from cycle to cycle.
     """
 
     network: str
@@ -485,7 +485,7 @@ class Trial(Answer):
     """A challenger beside a champion, from its beginning to its end.
 
     Attributes:
-        suite: What it has of its own: `model`, `errors`, `checks`, `settings`.
+        suite: Its own settings, which replace those of the policy: `model`, `errors`, `checks`, `settings`.
         suite_id: Its name and a digest of its content.
         champion_id: Suite beside which it runs; empty for the first one.
         first_time: Valid time of its first cycle.
@@ -518,7 +518,7 @@ class Trial(Answer):
 
 
 class Reign(Answer):
-    """Since when a suite has been champion; its id is empty for what the policy says of itself."""
+    """Since when a suite has been champion; its id is empty for the settings of the policy itself."""
 
     suite_id: str
     since: datetime | None = None

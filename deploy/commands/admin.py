@@ -111,12 +111,12 @@ KeyId = Annotated[str, typer.Argument(help="Id of the key, from the list.")]
 
 @contextmanager
 def _audited(data_dir: Path, action: str, key_id: str = "") -> Iterator[dict[str, str]]:
-    """Write a change of keys to the audit log, done or refused, beside those made over HTTP.
+    """Write a change of keys, done or refused, to the audit log that the gateway also writes.
 
-    An error of ours is printed as a sentence and exits with 1.
+    An `AppaError` is printed as a sentence and exits with 1.
 
     Yields:
-        The line's `record`, the id of the key, for who learns it only by making the key.
+        Fields of the log line: the caller sets `record`, the id of the key, once it is known.
     """
     line, status = {"record": key_id}, 500
     try:
@@ -136,10 +136,10 @@ def _audited(data_dir: Path, action: str, key_id: str = "") -> Iterator[dict[str
 
 
 def _user() -> str:
-    """Return who runs this command: the caller of `sudo`, else the user, else his number."""
+    """Return who runs this command: the caller of `sudo`, else the user name, else the user id."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):  # a container has no names for the numbers it runs as
+    except (KeyError, OSError):  # in a container the user id may have no name
         return str(os.getuid())
 
 

@@ -1,8 +1,8 @@
 """Let an assistant ask a gateway: `appa mcp`, a server of the Model Context Protocol over stdio.
 
-Its tools read only: what is published, why an hour came out as it did, what became of observations,
-the series of verification, and values at a place. Errors of the gateway reach the assistant as the
-sentences they are. See https://modelcontextprotocol.io
+Its tools only read: published results, explanations of cycles, outcomes of observations, verification
+series, and values at a place. Error messages of the gateway are passed on to the assistant unchanged.
+See https://modelcontextprotocol.io
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Keep what an installation knows safe: `appa backup`, `appa restore`, `appa recover`.
+"""Back up and restore the records of an installation: `appa backup`, `appa restore`, `appa recover`.
 
 A backup holds records, keys, sources and policies. Uploads, observations and results are files that
 are copied beside it, by rsync or whatever copies disks: docs/operations.md says in which order.
@@ -120,7 +120,7 @@ def backup(
 
 
 def _in_folder(layout: Layout) -> list[str]:
-    """Return the folders of what lies in the data folder and not in a bucket."""
+    """Return the subfolders that hold data of this installation, because it is not in a bucket."""
     places = {
         "observations": layout.observations_url,
         "raw": layout.uploads_url,

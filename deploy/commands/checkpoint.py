@@ -104,14 +104,14 @@ def import_(
 
 
 def _show_found(found: "tuple[Candidate, ...]") -> None:
-    """List what was found, what was taken, and why the rest was not."""
+    """List the candidates found, those imported, and why the others were not."""
     for candidate in found:
-        word = f"left: {candidate.left}" if candidate.left else "taken"
+        word = f"left: {candidate.reason}" if candidate.reason else "taken"
         typer.echo(f"{candidate.part.replace('_', ' '):<18} {candidate.path}  {word}")
 
 
 def _measure_residual(model: "LatentModel", states: Path, samples: int) -> None:
-    """Put into the model what its autoencoder loses of states, which observation errors include."""
+    """Store the reconstruction error of the autoencoder in the model; observation errors include it."""
     import numpy as np
     import torch
 
@@ -161,12 +161,12 @@ def verify(
             "folder": str(folder),
             "valid": True,
             "parameters": parameters,
-            "inert": list(model.inert),
+            "inert": list(model.inactive_features),
         }
         print_json(document)
     else:
         typer.echo(f"{folder}: valid, {parameters / 1e6:.1f} million parameters")
-        for what in model.inert:
+        for what in model.inactive_features:
             typer.echo(f"without effect, for want of unchanging fields: {what}")
 
 
@@ -193,7 +193,7 @@ def weigh(
     Without --observations and --states the peaks of the sensors' descriptions are taken.
     """
     from lab.training.datasets import StateStore
-    from lab.training.weighting import fit_weights, known_weights, put_weights, soundings
+    from lab.training.weighting import add_weights, fit_weights, known_weights, soundings
     from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 
     if bool(observations) != bool(states):
@@ -206,7 +206,7 @@ def weigh(
             channels = fit_weights(levels, found, sensor or ())
         else:
             channels = known_weights(levels, sensor or ())
-        used = put_weights(model, channels)
+        used = add_weights(model, channels)
         if not used:
             raise InvalidInput(
                 "Expected a channel that the levels of the model can stand for; got none."
@@ -314,7 +314,7 @@ def _show(
 
 
 def _recommended(card: "Card") -> str:
-    """Say in a line how analyses are made unless a job chooses otherwise."""
+    """Return the recommended sampling settings, which are the defaults of jobs, in one line."""
     made = card.recommended
     enters = f"{made.sampler.steps} steps of {made.sampler.name}"
     if made.start == "prior":
@@ -332,7 +332,7 @@ def _storage(name: str) -> Any:
 
 @contextmanager
 def _explained(as_json: bool = False) -> Iterator[None]:
-    """Prints an error meant for people instead of a traceback, and exits with 1."""
+    """Print the message of an expected error instead of a traceback, and exit with 1."""
     try:
         yield
     except AppaError as error:

@@ -153,7 +153,7 @@ submit_app = typer.Typer(add_completion=False)
 
 
 def _assignments(pairs: list[str]) -> dict[str, Any]:
-    """`seed=3` and `observations.networks=["synop"]` as nested values; bare words are text."""
+    """Parse `seed=3` and `observations.networks=["synop"]` to nested values; bare words are text."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, found, text = pair.partition("=")
@@ -178,7 +178,7 @@ def _specification(
     selection: dict[str, Any],
     assignments: list[str],
 ) -> dict[str, Any]:
-    """The body of the request: a file, then options, then `--set`; the later ones count."""
+    """Return the body of the request: a file, then options, then `--set`; later ones take precedence."""
     body: dict[str, Any] = json.loads(file.read_text()) if file else {}
     body |= {"kind": kind, **{k: v for k, v in given.items() if v is not None}}
     extra = _assignments(assignments)
@@ -279,7 +279,7 @@ fetch_app = typer.Typer(add_completion=False)
 
 
 def _resolve(client: AppaClient, name: str, kind: str | None) -> str:
-    """The analysis meant by an id of an analysis or a job, or by `latest`."""
+    """Return the id of the analysis named by its id, by its job's id, or by `latest`."""
     if name == "latest":
         found = client.analyses(kind=kind, latest=True)
         if not found:

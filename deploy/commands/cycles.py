@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from worker.results.verification.comparison import ColdWindowComparison
 
 _REMARK = 31
-"""Columns of a remark: those of the id of an analysis."""
+"""Width of remarks in characters: that of an analysis id."""
 
 __all__ = ["app", "change_line", "cycle_table", "deny_app", "show_explanation"]
 
@@ -76,7 +76,7 @@ def _remark(record: Cycle) -> str:
 def cycle_table(records: list[Cycle]) -> Table:
     """Return a table with one row for each cycle; remarks are below the id of the analysis.
 
-    The cut-off is given from the valid time on; what follows it, from the cut-off on.
+    The cut-off is relative to the valid time; later times are relative to the cut-off.
     """
     columns = ("cycle", "state", "rev", "cut-off", "ready", "analysis, remark")
     table = key_table(*columns, keys=("cycle", "state", "analysis, remark"))
@@ -109,7 +109,7 @@ def change_line(record: Cycle) -> str:
 
 
 def show_explanation(found: CycleExplanation, console: Console) -> None:
-    """The explanation as paragraphs and tables."""
+    """Print the explanation as paragraphs and tables."""
     console.print(cycle_table([found.cycle]))
     if found.cycle.analysis_id and found.cycle.analysis_id in found.revisions:
         window = f"({short_time(found.window_start)}, {short_time(found.window_end)}]"
@@ -148,7 +148,7 @@ def _outcomes(found: CycleExplanation) -> Table:
 
 def _changed(found: CycleExplanation) -> Table:
     change = found.changed
-    assert change is not None  # noqa: S101  # asked before
+    assert change is not None  # noqa: S101  # checked by the caller
     title = f"Against {change.from_flavour} v{change.from_revision}: {change.kept} values kept"
     table = Table("network", "change", "values", "why", title=title)
     for network, count in change.added.items():
@@ -172,7 +172,7 @@ FlavourOption = Annotated[Flavour, typer.Option(help="Which analysis of the hour
 
 
 def _key(hour: str, flavour: Flavour) -> str:
-    """The key meant by an hour, or the key itself."""
+    """Return the key of a cycle, given by its hour or by the key itself."""
     if hour.endswith(tuple(f"_{name}" for name in Flavour)):
         return hour
     return cycle_key(utc_time(hour), flavour)
@@ -317,7 +317,7 @@ def deny(
     Both are compared at the stations that were withheld from both. An earlier analysis that the
     cycle continues has seen the network: the answer is what its new values were worth.
     """
-    # pandas and pyarrow are needed here alone.
+    # Only this command needs pandas and pyarrow.
     from worker.results.verification.comparison import compare
 
     with gateway_client(url, key) as client, TemporaryDirectory(prefix="appa-deny-") as folder:

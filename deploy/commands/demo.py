@@ -1,4 +1,4 @@
-"""`appa demo`, `appa rehearse` and `appa chaos`: the main job, a simulated day, and the worst of days."""
+"""`appa demo`, `appa rehearse`, `appa chaos`: one analysis, a simulated day, a day of injected faults."""
 
 import os
 import shutil
@@ -84,7 +84,7 @@ def demo(
 
 
 def _real_soundings(model: str, console: Console) -> None:
-    """The same model on real radiosonde reports, where a folder of them lies beside the project."""
+    """Run the same model on real radiosonde reports, if the project folder holds any."""
     from lab.demo.world import real_soundings
     from lab.skill.experiments import verify_withheld, withheld_table
     from model.checkpoints.bundle import load_checkpoint
@@ -291,6 +291,6 @@ def chaos(
     for finding in found.findings:
         console.print(finding, style="red", markup=False)
     console.print(f"log of the system: {log}")
-    if not found.sound:
+    if not found.passed:
         raise typer.Exit(1)
     console.print("all that was accepted or fell due ended once and right")

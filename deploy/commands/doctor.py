@@ -1,8 +1,8 @@
 """Examine the machine that the system runs on, or is to run on: `appa doctor`.
 
-Each finding is `ok`, a `warning` (it works, but something will hurt one day) or a `problem` (it
-does not work, or loses data), with what was found and what to do. Nothing of a running system is
-changed. Settings come from the same APPA_* variables as those of the processes.
+Each finding is `ok`, a `warning` (it works, but may fail later) or a `problem` (it does not work, or
+loses data), with what was found and what to do. A running system is not changed. Settings come from
+the same APPA_* variables as those of the processes.
 """
 
 import importlib.metadata
@@ -41,9 +41,9 @@ _DISTRIBUTION = "appa-service"
 _OLDEST_PYTHON = (3, 11)
 _FEW_INODES = 0.05
 _SKEW_WARNING, _SKEW_PROBLEM = 1.0, 15.0
-"""Seconds between our clock and the broker's; leases last half a minute."""
+"""Clock skew to the broker in seconds; leases last half a minute."""
 _SLOW = 0.05
-"""Seconds for an answer of the broker from which on every step of a job is slowed down."""
+"""Round-trip time to the broker in seconds above which every step of a job is slowed down."""
 
 State = Literal["ok", "warning", "problem"]
 _COLOURS: dict[State, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -51,13 +51,13 @@ _COLOURS: dict[State, str] = {"ok": "green", "warning": "yellow", "problem": "re
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one thing.
+    """The result of one check.
 
     Attributes:
         area: `environment`, `broker`, `storage`, `results`, `uploads`, `observations`, `model`,
             `clock`, `sandbox` or `port`.
-        name: What was looked at.
-        state: How it is.
+        name: What was checked.
+        state: `ok`, `warning` or `problem`.
         found: What was found.
         advice: What to do; empty if nothing.
     """
@@ -153,10 +153,10 @@ def _environment(_: Setting) -> Iterator[Finding]:
 
 
 def _missing_by_extra() -> dict[str, list[str]]:
-    """Return the packages that are not installed, by extra; those that all need under `""`."""
+    """Return the packages that are not installed, by extra; required ones under `""`."""
     try:
         requirements = importlib.metadata.requires(_DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:  # run from a folder
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree, not installed
         return {}
     missing: dict[str, list[str]] = {}
     contained: dict[str, list[str]] = {}
@@ -175,7 +175,7 @@ def _missing_by_extra() -> dict[str, list[str]]:
 def _with_contained(
     extra: str, missing: dict[str, list[str]], contained: dict[str, list[str]]
 ) -> list[str]:
-    """Return what an extra lacks, with what the extras lack that it brings."""
+    """Return the missing packages of an extra and of the extras that it includes."""
     others = [_with_contained(one, missing, contained) for one in contained.get(extra, [])]
     return [*missing.get(extra, []), *(name for names in others for name in names)]
 
@@ -304,7 +304,7 @@ def _inodes(folder: Path) -> Finding:
 
 
 def _permissions(folder: Path) -> Iterator[Finding]:
-    """Look at who else may read the data folder, and above all the keys and the broker's socket."""
+    """Check who else may read the data folder, above all the keys and the broker's socket."""
     layout, open_to_all = Layout(folder), stat.S_IRWXG | stat.S_IRWXO
     if (owner := folder.stat().st_uid) != os.geteuid():
         advice = f"Run every process as user {owner}."
@@ -346,7 +346,7 @@ def _observations(setting: Setting) -> Iterator[Finding]:
 
 
 def _moved(area: str, url: str, left: Iterable[Path], what: str, command: str) -> Iterator[Finding]:
-    """Try the bucket of an area, and look for what the data folder holds from before."""
+    """Check the bucket of an area, and look for data left in the data folder from before its use."""
     yield from _bucket(area, url)
     count = sum(1 for _ in left) if url else 0
     if count:
@@ -354,7 +354,7 @@ def _moved(area: str, url: str, left: Iterable[Path], what: str, command: str) -
 
 
 def _bucket(area: str, url: str) -> Iterator[Finding]:
-    """Try what writing once relies on: a server may take conditions and ignore them."""
+    """Check that conditional writes work: a server may accept the condition and ignore it."""
     if not url:
         yield Finding(area, area, "ok", "in the data folder")
         return
@@ -469,4 +469,4 @@ CHECKS: dict[str, Callable[[Setting], Iterator[Finding]]] = {
     "sandbox": _sandbox,
     "port": _port,
 }
-"""The examination of each area."""
+"""The checks of each area."""

@@ -80,7 +80,7 @@ def export(
 
 
 def _file(name: str, folder: Path, url: str, key: str | None) -> Path:
-    """Return the file called so, or download that of the analysis."""
+    """Return the local file `name`, or download the file of the analysis of that id."""
     from appa_client.files import netcdf_name
 
     if Path(name).is_file():

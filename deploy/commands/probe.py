@@ -1,6 +1,6 @@
 """`appa probe`: is a worker of this machine well? For health checks of containers and of Kubernetes.
 
-Imports nothing that the answer does not need, for it is asked every minute of every worker.
+It imports only what the check needs, because it runs every minute for every worker.
 """
 
 import os
@@ -62,11 +62,11 @@ class QueueHealth:
     """Health of the workers of some queues on one machine.
 
     Attributes:
-        well: Whether one of them is, as far as is known.
+        well: Whether one of them is healthy, as far as is known.
         message: A sentence.
         workers: Names of those that report.
-        hanging: Names of those of them whose loop does not go round.
-        redis: Whether it could be asked.
+        hanging: Names of those of them whose main loop has stalled.
+        redis: Whether Redis could be reached.
     """
 
     well: bool

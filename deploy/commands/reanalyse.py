@@ -41,11 +41,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED)
 
 OnJob = Callable[[ReanalysisSpec, Job], None]
-"""Called with the window and its job whenever the job was read."""
+"""Called with a window and its job after each poll."""
 
 
 def cut(whole: ReanalysisSpec, window_hours: int) -> list[ReanalysisSpec]:
-    """The windows of a period, in order; the last one may be shorter.
+    """Cut a period into windows, in order; the last one may be shorter.
 
     Each has a seed of its own, so that the members of neighbours do not repeat their noise.
 
@@ -69,7 +69,7 @@ def cut(whole: ReanalysisSpec, window_hours: int) -> list[ReanalysisSpec]:
 
 
 def window_key(spec: ReanalysisSpec, attempt: int) -> str:
-    """Idempotency key: the same whenever the same is asked."""
+    """Return the idempotency key of a window and attempt: equal requests have equal keys."""
     text = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     return f"reanalyse:{hashlib.sha256(text.encode()).hexdigest()[:32]}:{attempt}"
 
@@ -82,16 +82,16 @@ def run_windows(
     on_job: OnJob,
     poll_seconds: float = 1.0,
 ) -> list[Job]:
-    """Runs what is not there yet; returns the job of each window at its end.
+    """Run the windows that have not been published; return the final job of each.
 
-    Windows that failed when asked for before are tried again; one that fails now stays failed.
+    Windows that failed in an earlier run are retried; one that fails now stays failed.
 
     Arguments:
-        client: Of the gateway.
+        client: Client of the gateway.
         windows: From `cut`.
-        at_once: Unfinished jobs at a time; more workers than that stand idle.
-        on_job: Told about progress.
-        poll_seconds: Pause between questions.
+        at_once: Maximum number of unfinished jobs; more workers than that stay idle.
+        on_job: Callback for progress.
+        poll_seconds: Time between polls.
     """
     jobs: dict[int, Job] = {}
     waiting, flying = deque(range(len(windows))), set[int]()
@@ -111,7 +111,7 @@ def run_windows(
 
 
 def _submit(client: AppaClient, spec: ReanalysisSpec) -> Job:
-    """The job of a window: the one that was asked for before, unless it did not succeed."""
+    """Submit a window, and return its job: an earlier one unless that did not succeed."""
     for attempt in range(1, MAX_ATTEMPTS + 1):
         job = client.submit(spec, idempotency_key=window_key(spec, attempt))
         if job.state not in _UNSUCCESSFUL:
@@ -131,7 +131,7 @@ class Bars:
         self.bars: dict[str, TaskID] = {}
 
     def show(self, spec: ReanalysisSpec, job: Job) -> None:
-        """Moves the bars to the state of a window's job."""
+        """Update the bars with the state of a window's job."""
         name = f"{spec.start:%Y-%m-%d %H}"
         if job.done:
             if name in self.bars:

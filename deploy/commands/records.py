@@ -1,4 +1,4 @@
-"""Look at what a running system computes and has computed: `appa jobs`, `appa analyses`."""
+"""List, show and cancel jobs, and list results: `appa jobs`, `appa analyses`."""
 
 from collections.abc import Iterable
 from enum import StrEnum

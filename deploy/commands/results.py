@@ -1,6 +1,6 @@
-"""Look after published results: `appa catalogue`, `appa retention` (rules, pins) and `appa replay`.
+"""Manage published results: `appa catalogue`, `appa retention` (rules, pins) and `appa replay`.
 
-A replay makes a published result again and says whether it is identical.
+A replay recomputes a published result and reports whether it is identical.
 """
 
 import sys
@@ -54,7 +54,7 @@ Stopped = Annotated[
 
 
 def _in_use(layout: Layout, stopped: bool) -> InUse:
-    """Return what unfinished work needs; without an answer nothing may be removed."""
+    """Return what unfinished work needs. Raise if Redis cannot be reached: nothing may be removed."""
     if stopped:
         return InUse()
     settings = WorkerSettings(data_dir=layout.root).beside_up()
@@ -314,7 +314,7 @@ def replay(
 
 @contextmanager
 def _logs_apart() -> Iterator[None]:
-    """Standard output is for the answer: log lines go to standard error."""
+    """Send log lines to standard error, because standard output is for the answer."""
     before = structlog.get_config()
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     try:
@@ -350,7 +350,7 @@ def _short(value: Any) -> str:
 
 
 def _arrays(arrays: "tuple[ArrayComparison, ...]") -> Table:
-    """Every array that differs; one line for those of a file that do not."""
+    """Return a table with each array that differs, and one line for the equal ones of a file."""
     table = Table("file", "array", "values", "differing", "largest difference")
     for file in dict.fromkeys(a.file for a in arrays):
         same = [a for a in arrays if a.file == file and a.same]

@@ -1,4 +1,4 @@
-"""`appa sources`: where observations come from by themselves, and archives to pull them from.
+"""`appa sources`: subscriptions that deliver observations, and archives to pull them from.
 
 Sources are kept in the data folder; `appa up` and `appa worker sources` take them up at once.
 """
@@ -217,14 +217,14 @@ def remove(name: Name, data: DataFolder = DEFAULT_DATA, as_json: AsJson = False)
 
 
 class GatewayReceiver:
-    """Hands files over to a running gateway, which says what became of them."""
+    """Upload files to a running gateway, and wait for the outcome of each."""
 
     def __init__(self, client: AppaClient, report_type: str | None) -> None:
         self.client = client
         self.report_type = report_type
 
     def send(self, path: Path) -> str | None:
-        """Upload a file; wait while the gateway asks for patience."""
+        """Upload a file; wait and retry while the gateway asks to (`Retry-After`)."""
         while True:
             try:
                 return str(self.client.upload(path, report_type=self.report_type).id)
@@ -300,7 +300,7 @@ def pull(
 
 
 def _running(files: list[RemoteFile]) -> list[int]:
-    """Return the bytes of all files before each."""
+    """Return for each file the total size of those before it, in bytes."""
     totals, total = [], 0
     for file in files:
         totals.append(total)

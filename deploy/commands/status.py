@@ -1,7 +1,7 @@
-"""Say in one screen how a running system is: `appa status`.
+"""Show the state of a running system on one screen: `appa status`.
 
-What runs and what waits, what is late, the last analysis, the disk. The exit status is 1 if
-something is wrong or late, so that a script or a monitor needs no other question.
+It covers running and queued jobs, what is late, the last analysis and the disk. The exit status is 1
+if something is wrong or late, for scripts and monitors.
 """
 
 from dataclasses import dataclass, field
@@ -34,11 +34,12 @@ from deploy.console import (
     print_json,
     short_time,
 )
+from worker.contract.queues import SCHEDULER
 
 __all__ = ["Status", "read_status", "show_status", "status_app"]
 
 _NEWEST = 200
-"""Most jobs and cycles that are looked at."""
+"""Maximum number of jobs and cycles read."""
 
 status_app = typer.Typer(add_completion=False)
 
@@ -48,11 +49,11 @@ class Status:
     """The state of an installation at one time.
 
     Attributes:
-        version: Of the gateway.
+        version: Version of the gateway.
         readiness: Checks of the gateway.
         workers: Reports of the worker processes, as in the capabilities.
-        running: Jobs that are worked on.
-        queued: Jobs that wait, newest first.
+        running: Running jobs.
+        queued: Queued jobs, newest first.
         last: Analysis of the latest valid time; None before the first.
         sources: Feeds.
         wrong: What is wrong, a sentence each.
@@ -71,11 +72,11 @@ class Status:
 
     @property
     def fine(self) -> bool:
-        """Whether nothing is wrong and nothing late."""
+        """Return whether nothing is wrong and nothing late."""
         return not self.wrong and not self.late
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for programs; jobs and the analysis as the API gives them."""
+        """Return the state for `--json`, with jobs and the analysis as in the API."""
         return {
             "ok": self.fine,
             "version": self.version,
@@ -119,15 +120,15 @@ def read_status(client: AppaClient, patience: timedelta, now: datetime) -> Statu
     """Ask a gateway for its state.
 
     Arguments:
-        client: Of the gateway.
-        patience: From when on work that is not finished counts as late.
+        client: Client of the gateway.
+        patience: Age from which unfinished work counts as late.
         now: The present (UTC).
 
     Raises:
         GatewayError: If the gateway refuses.
         TransportError: If it cannot be reached (httpx).
     """
-    readiness = client.readiness()  # first: it is not tried again, so a gateway that is off is told
+    readiness = client.readiness()  # first, because it is not retried
     capabilities = client.capabilities()
     sources = client.sources()
     running = client.jobs(state=JobState.RUNNING, limit=_NEWEST)
@@ -144,6 +145,8 @@ def read_status(client: AppaClient, patience: timedelta, now: datetime) -> Statu
         sources=sources,
     )
     found.wrong.extend((*_failed_checks(readiness), *_failed_cycles(cycles, now)))
+    if not any(SCHEDULER in worker["queues"] for worker in found.workers):
+        found.wrong.append("no scheduler reports: cycles are not submitted, lost jobs not found")
     found.wrong.extend(
         f"source {one.name} is not connected: {one.detail or 'no reason given'}"
         for one in sources
@@ -180,7 +183,7 @@ def _late_jobs(queued: list[Job], patience: timedelta, now: datetime) -> list[st
     return [
         f"{one.id} has been queued for {_since(one.created, now)}"
         for one in queued
-        if one.created + patience < now
+        if one.created + patience < now and one.spec.kind != "reanalysis"  # which waits for the others
     ]
 
 

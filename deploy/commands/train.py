@@ -36,7 +36,7 @@ SetOption = Annotated[
 
 
 def read_config(kind: type[Config], name: str, overrides: list[str]) -> Config:
-    """The configuration in a file or of a shipped name, with `key.subkey=value` overrides.
+    """Read a configuration, from a file or a shipped one by name, with `key.subkey=value` overrides.
 
     Raises:
         InvalidInput: Naming the file, the key and what is known.
@@ -62,7 +62,7 @@ def read_config(kind: type[Config], name: str, overrides: list[str]) -> Config:
 
 
 def _tell(answer: dict[str, Any], sentence: str, as_json: bool) -> None:
-    """Say what was made, to a program or to people."""
+    """Print what was created, as JSON or as a sentence."""
     if as_json:
         print_json(answer)
     else:

@@ -38,7 +38,7 @@ _ROOT_MEAN_SQUARES = (
 _MEANS = ("bias_background", "error_ratio", "spread_skill", "withheld_crps_analysis")
 _WHOLE = ("chi2", "outside_limits")
 STATISTICS = (*_ROOT_MEAN_SQUARES, *_MEANS, *_WHOLE)
-"""What the table and the picture are made of."""
+"""Statistics that the table and the picture show."""
 
 _COLUMNS = {
     "rms_background": "O−B",
@@ -71,7 +71,7 @@ class Line:
 
 @dataclass
 class Summary:
-    """What a window of the series says.
+    """Summary of a period of the verification series.
 
     Attributes:
         first: Earliest valid time.
@@ -91,7 +91,7 @@ class Summary:
 
 
 def summarise(rows: Sequence[SeriesRow]) -> Summary | None:
-    """Means over the cycles, weighted with the number of values; None without rows."""
+    """Return means over the cycles, weighted by the number of values; None without rows."""
     rows = [row for row in rows if not row.statistic.endswith(LIMIT_SUFFIXES)]
     if not rows:
         return None
@@ -122,7 +122,7 @@ def _mean(rows: Iterable[SeriesRow], squares: bool) -> float:
 
 
 def summary_table(found: Summary) -> Table:
-    """Root mean squares in SI units, by network and variable."""
+    """Return a table of root mean squares in SI units, by network and variable."""
     chi2 = "" if found.chi2 is None else f", chi-square {found.chi2:.2f}"
     table = Table(
         title=f"{found.analyses} analyses, {found.first:%Y-%m-%d %H} to "
@@ -225,7 +225,7 @@ def osse(
     if as_json:
         print_json(as_values(report))
     else:
-        # Tables do not fit the 80 columns that a file or a pipe is taken to have.
+        # Tables do not fit into 80 columns, rich's default width for files and pipes.
         print_report(report, Console(width=None if out.is_terminal else 150))
 
 

@@ -1,4 +1,4 @@
-"""See and steer the worker processes of an installation: `appa workers`.
+"""List, drain, resume and stop the worker processes of an installation: `appa workers`.
 
 `drain` and `stop` are for maintenance: a worker takes no more work and finishes what runs. To have
 a running job handed back to the queue at its next step instead, send the process SIGTERM.
@@ -50,7 +50,7 @@ def _reports(settings: WorkerSettings) -> list[WorkerReport]:
 def _chosen(
     settings: WorkerSettings, names: list[str] | None, queue: str | None, pid: int | None = None
 ) -> list[str]:
-    """Return the names of Celery workers that were asked for; exit when there are none."""
+    """Return the names of the selected Celery workers; exit if there are none."""
     known = {r.name: r for r in _reports(settings) if set(r.queues) & set(QUEUES)}
     own = {(socket.gethostname(), number) for number in _family(pid)}
     chosen = [
@@ -72,7 +72,7 @@ def _chosen(
 
 
 def _family(pid: int | None) -> set[int]:
-    """Return a process and those that it started: a wrapper's number is not its worker's."""
+    """Return the pids of a process and its descendants: a wrapper's pid is not its worker's."""
     if pid is None:
         return set()
     try:
@@ -90,15 +90,15 @@ def _steer(
     *,
     end: bool = False,
 ) -> None:
-    """Send `command`, say what the workers answer, and exit with 1 unless it is done.
+    """Send `command`, print the workers' replies, and exit with 1 unless all have done it.
 
     Arguments:
         command: `drain` or `resume`.
         workers: Their names.
-        settings: Of the installation.
-        as_json: Say it as JSON.
-        wait: Seconds until nothing may run on them any more; 0 to leave that open.
-        end: End their processes then.
+        settings: Settings of the installation.
+        as_json: Print JSON.
+        wait: Seconds to wait until their running tasks have ended; 0 not to wait.
+        end: Whether to end their processes then.
     """
     with message_sender(settings) as sender:
         answers = send_command(sender, command, workers)

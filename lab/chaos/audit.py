@@ -61,7 +61,8 @@ class ChaosEvidence:
         due: Keys of the cycles that fell due.
         cycles: Cycles by key.
         cycled: Inputs of the results of cycles.
-        guard: Time before a cut-off by which an upload must have arrived to be missed in its cycle.
+        arrival_margin: Time before a cut-off by which an upload must have arrived to be missed in
+            its cycle.
         redis_bytes, disk_bytes: Memory of Redis and size of the data folder.
     """
 
@@ -75,7 +76,7 @@ class ChaosEvidence:
     due: Collection[str] = ()
     cycles: Mapping[str, CycleFound] = field(default_factory=dict)
     cycled: Collection[CycledResult] = ()
-    guard: timedelta = timedelta(0)
+    arrival_margin: timedelta = timedelta(0)
     redis_bytes: int = 0
     disk_bytes: int = 0
 
@@ -147,7 +148,7 @@ class ChaosReport:
     findings: tuple[str, ...]
 
     @property
-    def sound(self) -> bool:
+    def passed(self) -> bool:
         """Return whether no fault was found."""
         faults = (self.lost, self.doubled, self.wrongly_rejected, self.http_5xx)
         whole = self.ended == self.accepted
@@ -256,7 +257,7 @@ def _rows(sent: UploadSent, stored: Counter[Row], verdict: ChaosVerdict) -> None
 
 
 def _job(sent: JobSent, evidence: ChaosEvidence, verdict: ChaosVerdict) -> None:
-    name = f"job {sent.order.number}"
+    name = f"job {sent.job.number}"
     verdict.accepted += bool(sent.ids)
     if sent.refusal:
         verdict.count("wrongly_rejected", f"{name} was refused: {sent.refusal}")
@@ -339,7 +340,7 @@ def _gaps(
         if batch.created is None:
             continue
         within = any(start < row[2] <= end for row in evidence.rows.get(batch_id, ()))
-        in_time = batch.created <= result.cut_off - evidence.guard
+        in_time = batch.created <= result.cut_off - evidence.arrival_margin
         if within and in_time and batch_id not in result.seen:
             missing.append(batch_id)
         if batch.created > result.cut_off and batch_id in result.used:

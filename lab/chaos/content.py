@@ -101,19 +101,19 @@ _WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
 }
 
 
-def content_of(sending: PlannedUpload, seed: int, until: datetime = NOON) -> UploadContent:
+def content_of(planned: PlannedUpload, seed: int, until: datetime = NOON) -> UploadContent:
     """Return the content of an upload; the same number, form, seed and time give the same bytes.
 
     Arguments:
-        sending: Its number and form.
+        planned: Its number and form.
         seed: Of the exercise.
         until: Everything is observed in the three hours before.
     """
-    generator = np.random.default_rng([seed, 1, sending.number])
-    table = _reports(sending.number, until, generator)
-    data = _WRITERS[sending.form](table)
-    name = f"chaos-{seed}-{sending.number}.{sending.form}"
-    if sending.mutated:
+    generator = np.random.default_rng([seed, 1, planned.number])
+    table = _reports(planned.number, until, generator)
+    data = _WRITERS[planned.form](table)
+    name = f"chaos-{seed}-{planned.number}.{planned.form}"
+    if planned.mutated:
         return UploadContent(name, damaged(data, generator), frozenset(), mutated=True)
     return UploadContent(name, data, frozenset(rows_of(table)))
 

@@ -26,12 +26,12 @@ from worker.cycling.policy import CyclePolicy
 __all__ = [
     "CycleFound",
     "CycledResult",
+    "arrival_margin",
     "cycle_found",
     "cycle_policy",
     "cycled_result",
     "due_keys",
     "fast_clock",
-    "guard",
     "unended_cycles",
     "wait_for_noon",
     "write_policy",
@@ -170,7 +170,7 @@ def cycled_result(result: Mapping[str, Any], feedback: bytes) -> CycledResult | 
     )
 
 
-def guard(speed: float) -> timedelta:
+def arrival_margin(speed: float) -> timedelta:
     """Return the time before a cut-off by which an upload must have arrived to count as missing.
 
     The gateway timestamps an upload before it writes its record, and may be paused in between.

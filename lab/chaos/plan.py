@@ -14,8 +14,8 @@ __all__ = [
     "FORMS",
     "PARTS",
     "Fault",
-    "Harm",
-    "JobOrder",
+    "FaultKind",
+    "PlannedJob",
     "ChaosPlan",
     "Rates",
     "PlannedUpload",
@@ -31,7 +31,7 @@ PARTS = ("gateway", "ingest", "ingest-large", "model", "scheduler")
 _FORKING = ("ingest", "ingest-large", "model")
 
 
-class Harm(StrEnum):
+class FaultKind(StrEnum):
     """Kinds of fault that an exercise injects."""
 
     KILL = "kill"
@@ -50,8 +50,8 @@ class Harm(StrEnum):
     """Valkey closes the connections of all its clients."""
 
 
-KILLS = frozenset({Harm.KILL, Harm.KILL_CHILD})
-BROKER_CUTS = frozenset({Harm.BROKER_KILL, Harm.BROKER_PAUSE, Harm.BROKER_CLIENTS})
+KILLS = frozenset({FaultKind.KILL, FaultKind.KILL_CHILD})
+BROKER_CUTS = frozenset({FaultKind.BROKER_KILL, FaultKind.BROKER_PAUSE, FaultKind.BROKER_CLIENTS})
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Fault:
 
     Attributes:
         at: Seconds from the start.
-        harm: Kind of fault.
+        kind: Kind of fault.
         part: Which part it hits, for kills and pauses.
         seconds: How long it lasts.
         whole: Whether a kill takes the processes that the part started with it.
@@ -68,7 +68,7 @@ class Fault:
     """
 
     at: float
-    harm: Harm
+    kind: FaultKind
     part: str = ""
     seconds: float = 0.0
     whole: bool = False
@@ -95,7 +95,7 @@ class PlannedUpload:
 
 
 @dataclass(frozen=True)
-class JobOrder:
+class PlannedJob:
     """A job to be submitted: the analysis of an hour.
 
     Attributes:
@@ -142,7 +142,7 @@ class ChaosPlan:
     Attributes:
         seed: What it was drawn from.
         seconds: Duration of traffic and faults.
-        sendings, orders, faults: Uploads, jobs and faults.
+        uploads, jobs, faults: What is sent, submitted and injected.
         batched: Damaged contents that are decoded in batches, without a time of their own.
         hours: How many hours are cycled.
         speed: Operational seconds per real second.
@@ -151,8 +151,8 @@ class ChaosPlan:
 
     seed: int
     seconds: float
-    sendings: tuple[PlannedUpload, ...]
-    orders: tuple[JobOrder, ...]
+    uploads: tuple[PlannedUpload, ...]
+    jobs: tuple[PlannedJob, ...]
     faults: tuple[Fault, ...]
     batched: tuple[PlannedUpload, ...]
     hours: int
@@ -179,17 +179,17 @@ def chaos_plan(minutes: float, seed: int, rates: Rates | None = None) -> ChaosPl
     rates = rates or Rates()
     generator = np.random.default_rng([seed, 0])
     seconds = 60.0 * minutes
-    sendings = _sendings(generator, minutes, rates)
+    uploads = _uploads(generator, minutes, rates)
     return ChaosPlan(
         seed=seed,
         seconds=seconds,
-        sendings=sendings,
-        orders=tuple(
-            JobOrder(at, number, 2, int(generator.integers(2, 6)))
+        uploads=uploads,
+        jobs=tuple(
+            PlannedJob(at, number, 2, int(generator.integers(2, 6)))
             for number, at in enumerate(_times(generator, minutes, rates.jobs))
         ),
         faults=_faults(generator, minutes, rates),
-        batched=_batched(generator, sendings, minutes, rates),
+        batched=_batched(generator, uploads, minutes, rates),
         hours=max(1, int(rates.hours * minutes)) if rates.hours else 0,
         speed=60.0 * rates.hours or 1.0,
         watermark=bool(generator.random() < 0.5),
@@ -203,7 +203,7 @@ def _times(generator: Generator, minutes: float, rate: float) -> list[float]:
     return [float((i + generator.random()) * stretch) for i in range(number)]
 
 
-def _sendings(generator: Generator, minutes: float, rates: Rates) -> tuple[PlannedUpload, ...]:
+def _uploads(generator: Generator, minutes: float, rates: Rates) -> tuple[PlannedUpload, ...]:
     found: list[PlannedUpload] = []
     for mutated, rate in ((False, rates.uploads), (True, rates.posted * rates.mutated)):
         for at in _times(generator, minutes, rate):
@@ -224,11 +224,11 @@ def _form(generator: Generator) -> str:
 
 
 def _batched(
-    generator: Generator, sendings: tuple[PlannedUpload, ...], minutes: float, rates: Rates
+    generator: Generator, uploads: tuple[PlannedUpload, ...], minutes: float, rates: Rates
 ) -> tuple[PlannedUpload, ...]:
     """Return the damaged contents that are not uploaded, numbered on from those that are."""
-    first = 1 + max((one.number for one in sendings), default=-1)
-    count = round(rates.mutated * minutes) - sum(one.mutated for one in sendings)
+    first = 1 + max((one.number for one in uploads), default=-1)
+    count = round(rates.mutated * minutes) - sum(one.mutated for one in uploads)
     return tuple(
         PlannedUpload(0.0, first + i, _form(generator), mutated=True) for i in range(max(0, count))
     )
@@ -251,22 +251,22 @@ def _kill(generator: Generator, at: float) -> Fault:
     choice = float(generator.random())
     if generator.random() < 0.4:
         part = _FORKING[generator.integers(len(_FORKING))]
-        return Fault(at, Harm.KILL_CHILD, part, choice=choice)
+        return Fault(at, FaultKind.KILL_CHILD, part, choice=choice)
     part = PARTS[generator.integers(len(PARTS))]
-    return Fault(at, Harm.KILL, part, whole=bool(generator.random() < 0.5), choice=choice)
+    return Fault(at, FaultKind.KILL, part, whole=bool(generator.random() < 0.5), choice=choice)
 
 
 def _pause(generator: Generator, at: float) -> Fault:
     part = PARTS[generator.integers(len(PARTS))]
-    return Fault(at, Harm.PAUSE, part, seconds=float(generator.uniform(1.0, 8.0)))
+    return Fault(at, FaultKind.PAUSE, part, seconds=float(generator.uniform(1.0, 8.0)))
 
 
 def _full_disk(generator: Generator, at: float) -> Fault:
-    return Fault(at, Harm.FULL_DISK, seconds=float(generator.uniform(3.0, 8.0)))
+    return Fault(at, FaultKind.FULL_DISK, seconds=float(generator.uniform(3.0, 8.0)))
 
 
 def _broker_cut(generator: Generator, at: float) -> Fault:
-    kinds = (Harm.BROKER_KILL, Harm.BROKER_PAUSE, Harm.BROKER_CLIENTS)
-    harm = kinds[generator.choice(len(kinds), p=(0.5, 0.25, 0.25))]
-    seconds = float(generator.uniform(2.0, 6.0)) if harm is Harm.BROKER_PAUSE else 0.0
-    return Fault(at, harm, seconds=seconds)
+    kinds = (FaultKind.BROKER_KILL, FaultKind.BROKER_PAUSE, FaultKind.BROKER_CLIENTS)
+    kind = kinds[generator.choice(len(kinds), p=(0.5, 0.25, 0.25))]
+    seconds = float(generator.uniform(2.0, 6.0)) if kind is FaultKind.BROKER_PAUSE else 0.0
+    return Fault(at, kind, seconds=seconds)

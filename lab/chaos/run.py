@@ -25,17 +25,17 @@ from lab.chaos.content import Row, rows_of
 from lab.chaos.cycles import (
     CycledResult,
     CycleFound,
+    arrival_margin,
     cycle_found,
     cycle_policy,
     cycled_result,
     due_keys,
     fast_clock,
-    guard,
     unended_cycles,
     wait_for_noon,
     write_policy,
 )
-from lab.chaos.plan import ChaosPlan, Harm, Rates, chaos_plan
+from lab.chaos.plan import ChaosPlan, FaultKind, Rates, chaos_plan
 from lab.chaos.sandbox import DamagedBatches, undisturbed
 from lab.chaos.stack import ChaosStack
 from lab.chaos.traffic import Ledger, Traffic
@@ -96,8 +96,8 @@ def run_chaos(
         traffic, damaged = Traffic(stack.url, plan, ledger, first), DamagedBatches(plan)
         traffic.start()
         damaged.start()
-        _do_harm(plan, stack, ledger, report)
-        stack.heal()
+        _inject_faults(plan, stack, ledger, report)
+        stack.recover()
         report(f"healed after {_done(stack)}; {ledger.accepted} accepted")
         answered = traffic.finish(_ANSWER_SECONDS)
         damaged.finish(traffic.unsent())
@@ -127,11 +127,11 @@ def _beginning(plan: ChaosPlan, stack: ChaosStack) -> str:
         disk = "the data lie on a tmpfs, with a watermark"
     else:
         disk = "the data lie on a tmpfs, without a watermark"
-    sent = f"{len(plan.sendings)} uploads, {len(plan.orders)} jobs and {plan.hours} hours planned"
+    sent = f"{len(plan.uploads)} uploads, {len(plan.jobs)} jobs and {plan.hours} hours planned"
     return f"seed {plan.seed}: {sent}, {len(plan.faults)} faults; {disk}"
 
 
-def _do_harm(plan: ChaosPlan, stack: ChaosStack, ledger: Ledger, report: Report) -> None:
+def _inject_faults(plan: ChaosPlan, stack: ChaosStack, ledger: Ledger, report: Report) -> None:
     began, told = time.monotonic(), 0.0
     waiting = list(plan.faults)
     while (now := time.monotonic() - began) < plan.seconds or (
@@ -140,12 +140,12 @@ def _do_harm(plan: ChaosPlan, stack: ChaosStack, ledger: Ledger, report: Report)
         stack.tend()
         for fault in [fault for fault in waiting if fault.at <= now]:
             waiting.remove(fault)
-            done = stack.harm(fault)
+            done = stack.inject(fault)
             if not done:  # a part that is down is hit when it is up again
                 waiting.append(replace(fault, at=now + _AGAIN_SECONDS))
             lasts = f" for {fault.seconds:.1f} s" if fault.seconds else ""
             else_ = "" if done else " (nothing to hit, tried again)"
-            report(f"{now:6.1f} s  {fault.harm} {fault.part}{lasts}{else_}")
+            report(f"{now:6.1f} s  {fault.kind} {fault.part}{lasts}{else_}")
         if now - told > _TELL_SECONDS:
             told = now
             report(f"{now:6.1f} s  {len(ledger.uploads)} sent, {ledger.accepted} accepted")
@@ -153,7 +153,7 @@ def _do_harm(plan: ChaosPlan, stack: ChaosStack, ledger: Ledger, report: Report)
 
 
 def _done(stack: ChaosStack) -> str:
-    return ", ".join(f"{count} x {harm}" for harm, count in sorted(stack.harmed.counts.items()))
+    return ", ".join(f"{count} x {kind}" for kind, count in sorted(stack.injected.counts.items()))
 
 
 def _report(
@@ -174,9 +174,9 @@ def _report(
         lost=verdict.lost,
         doubled=verdict.doubled,
         wrongly_rejected=verdict.wrongly_rejected,
-        kills=stack.harmed.kills,
-        full_disks=stack.harmed.counts.get(Harm.FULL_DISK, 0),
-        broker_cuts=stack.harmed.broker_cuts,
+        kills=stack.injected.kills,
+        full_disks=stack.injected.counts.get(FaultKind.FULL_DISK, 0),
+        broker_cuts=stack.injected.broker_cuts,
         mutated=mutated + batched,
         http_5xx=len(ledger.faults),
         uploads=len(uploads) - mutated,
@@ -284,7 +284,7 @@ def collect(
         cycles = _cycles(http)
         analyses, cycled, damaged = _results(http)
         rows = _rows(http)
-    held = _UNACKNOWLEDGED * (1 + sum(stack.harmed.counts.values()))
+    held = _UNACKNOWLEDGED * (1 + sum(stack.injected.counts.values()))
     with stack.redis() as redis:
         leftovers = [*stuck, *_redis(redis, settle_seconds, held)]
         info: Any = redis.info("memory")
@@ -309,7 +309,7 @@ def collect(
         due,
         cycles,
         cycled,
-        guard(stack.clock.speed),
+        arrival_margin(stack.clock.speed),
         info["used_memory"],
         disk_bytes,
     )

@@ -92,8 +92,8 @@ class DamagedBatches:
             self._over.wait(max(0.0, due - time.monotonic()))
             self._decode(batch)
 
-    def _decode(self, sendings: Sequence[PlannedUpload]) -> None:
-        contents = [content_of(sending, self.plan.seed) for sending in sendings]
+    def _decode(self, uploads: Sequence[PlannedUpload]) -> None:
+        contents = [content_of(planned, self.plan.seed) for planned in uploads]
         count = 0
         try:
             for _, decoded in _decoded(contents):

@@ -22,12 +22,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from deploy.local import PROCESSES, die_with_parent
-from lab.chaos.plan import BROKER_CUTS, KILLS, PARTS, Fault, Harm
+from lab.chaos.plan import BROKER_CUTS, KILLS, PARTS, Fault, FaultKind
 from model.domain.errors import AppaError
 from worker.contract.clock import CLOCK_VARIABLE, Clock, clock_text
 from worker.contract.layout import Layout
 
-__all__ = ["ChaosStack", "Harmed", "mounting_command"]
+__all__ = ["ChaosStack", "FaultCounts", "mounting_command"]
 
 DISK_BYTES = 768 * 2**20
 _WATERMARK_BYTES = 16 * 2**20
@@ -69,24 +69,24 @@ def mounting_command(folder: Path, size: int = DISK_BYTES) -> tuple[str, ...] | 
 
 
 @dataclass
-class Harmed:
+class FaultCounts:
     """Numbers of faults that were injected, by kind."""
 
-    counts: dict[Harm, int] = field(default_factory=dict)
+    counts: dict[FaultKind, int] = field(default_factory=dict)
 
-    def add(self, harm: Harm) -> None:
+    def add(self, kind: FaultKind) -> None:
         """Count one more fault of this kind."""
-        self.counts[harm] = self.counts.get(harm, 0) + 1
+        self.counts[kind] = self.counts.get(kind, 0) + 1
 
     @property
     def kills(self) -> int:
         """Return how many processes were killed, except the broker's."""
-        return sum(self.counts.get(harm, 0) for harm in KILLS)
+        return sum(self.counts.get(kind, 0) for kind in KILLS)
 
     @property
     def broker_cuts(self) -> int:
         """Return how often the broker was killed, stopped or cut off."""
-        return sum(self.counts.get(harm, 0) for harm in BROKER_CUTS)
+        return sum(self.counts.get(kind, 0) for kind in BROKER_CUTS)
 
 
 class ChaosStack:
@@ -105,7 +105,7 @@ class ChaosStack:
         self.watermark = watermark
         self.clock = clock
         self.log = self.folder / "up.log"
-        self.harmed = Harmed()
+        self.injected = FaultCounts()
         self.url = ""
         self._disk = self.folder / "disk"
         self._disk.mkdir()
@@ -153,7 +153,7 @@ class ChaosStack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.heal()
+        self.recover()
         children = self._descendants()
         self.process.terminate()
         try:
@@ -197,30 +197,30 @@ class ChaosStack:
         return Redis(unix_socket_path=str(path), decode_responses=True, socket_timeout=10)
 
     # -- faults
-    def harm(self, fault: Fault) -> bool:
+    def inject(self, fault: Fault) -> bool:
         """Inject a fault if its target runs; return whether it was injected."""
         with suppress(psutil.NoSuchProcess, RedisError, OSError):
-            if self._harm(fault):
-                self.harmed.add(fault.harm)
+            if self._inject(fault):
+                self.injected.add(fault.kind)
                 return True
         return False
 
-    def _harm(self, fault: Fault) -> bool:
-        match fault.harm:
-            case Harm.KILL:
+    def _inject(self, fault: Fault) -> bool:
+        match fault.kind:
+            case FaultKind.KILL:
                 return self._kill(fault)
-            case Harm.KILL_CHILD:
+            case FaultKind.KILL_CHILD:
                 return self._kill_child(fault)
-            case Harm.PAUSE | Harm.BROKER_PAUSE:
+            case FaultKind.PAUSE | FaultKind.BROKER_PAUSE:
                 return self._pause(fault.part or "broker", fault.seconds)
-            case Harm.FULL_DISK:
+            case FaultKind.FULL_DISK:
                 return self._fill(fault.seconds)
-            case Harm.BROKER_KILL:
+            case FaultKind.BROKER_KILL:
                 found = self._part("broker")
                 for process in found[:1]:
                     process.kill()
                 return bool(found)
-            case Harm.BROKER_CLIENTS:
+            case FaultKind.BROKER_CLIENTS:
                 with self.redis() as client:
                     client.client_kill_filter(_type="normal", skipme=True)
                     client.client_kill_filter(_type="pubsub", skipme=True)
@@ -276,7 +276,7 @@ class ChaosStack:
             self._undo.remove(entry)
             entry[1]()
 
-    def heal(self) -> None:
+    def recover(self) -> None:
         """Undo all lasting faults, the newest first."""
         while self._undo:
             self._undo.pop()[1]()

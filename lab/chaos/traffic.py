@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import httpx
 
 from lab.chaos.content import UploadContent, content_of
-from lab.chaos.plan import ChaosPlan, JobOrder, PlannedUpload
+from lab.chaos.plan import ChaosPlan, PlannedJob, PlannedUpload
 
 __all__ = ["JobSent", "Ledger", "Traffic", "UploadSent", "is_explained"]
 
@@ -62,7 +62,7 @@ class UploadSent:
 class JobSent:
     """A submitted job and the responses to it; attributes as in `UploadSent`."""
 
-    order: JobOrder
+    job: PlannedJob
     ids: set[str] = field(default_factory=set)
     refusal: str = ""
     doubtful: int = 0
@@ -78,15 +78,15 @@ class Ledger:
     damaged: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def upload(self, sending: PlannedUpload, content: UploadContent) -> UploadSent:
+    def upload(self, planned: PlannedUpload, content: UploadContent) -> UploadSent:
         """Return the entry of a content."""
         with self.lock:
-            return self.uploads.setdefault(sending.number, UploadSent(content))
+            return self.uploads.setdefault(planned.number, UploadSent(content))
 
-    def job(self, order: JobOrder) -> JobSent:
+    def job(self, job: PlannedJob) -> JobSent:
         """Return the entry of a job."""
         with self.lock:
-            return self.jobs.setdefault(order.number, JobSent(order))
+            return self.jobs.setdefault(job.number, JobSent(job))
 
     def fault(self, answer: httpx.Response) -> None:
         """Record a 5xx response, unless it is explained."""
@@ -124,16 +124,16 @@ class Traffic:
         self._began = 0.0
         self._over = threading.Event()
         self._give_up = threading.Event()
-        self._sendings: dict[bool, queue.SimpleQueue[PlannedUpload]] = {
+        self._queues: dict[bool, queue.SimpleQueue[PlannedUpload]] = {
             mutated: queue.SimpleQueue() for mutated in _SENDERS
         }
-        for sending in plan.sendings:
-            self._sendings[sending.mutated].put(sending)
+        for planned in plan.uploads:
+            self._queues[planned.mutated].put(planned)
         until = {False: self._give_up, True: self._over}  # all valid ones are sent
         senders = [
             threading.Thread(
                 target=self._send_uploads,
-                args=(self._sendings[mutated], until[mutated]),
+                args=(self._queues[mutated], until[mutated]),
                 daemon=True,
             )
             for mutated, count in _SENDERS.items()
@@ -170,7 +170,7 @@ class Traffic:
     def unsent(self) -> list[PlannedUpload]:
         """Return the damaged contents that were not sent; call it at the end."""
         sent = self.ledger.uploads
-        return [one for one in self.plan.sendings if one.mutated and one.number not in sent]
+        return [one for one in self.plan.uploads if one.mutated and one.number not in sent]
 
     def _hour(self, at: float) -> datetime:
         """Return the last full hour of the operational clock when an upload or a job is due."""
@@ -183,22 +183,22 @@ class Traffic:
     # -- what senders do
 
     def _send_uploads(
-        self, sendings: "queue.SimpleQueue[PlannedUpload]", until: threading.Event
+        self, uploads: "queue.SimpleQueue[PlannedUpload]", until: threading.Event
     ) -> None:
         with httpx.Client(base_url=self.url, timeout=_TIMEOUT) as http:
             while not until.is_set():
                 with suppress(queue.Empty):
-                    sending = sendings.get_nowait()
-                    if not until.wait(max(0.0, self._began + sending.at - time.monotonic())):
-                        self._upload(http, sending)
+                    planned = uploads.get_nowait()
+                    if not until.wait(max(0.0, self._began + planned.at - time.monotonic())):
+                        self._upload(http, planned)
                     continue
                 return
 
-    def _upload(self, http: httpx.Client, sending: PlannedUpload) -> None:
-        made = content_of(sending, self.plan.seed, self._hour(sending.at))
-        entry = self.ledger.upload(sending, made)
+    def _upload(self, http: httpx.Client, planned: PlannedUpload) -> None:
+        made = content_of(planned, self.plan.seed, self._hour(planned.at))
+        entry = self.ledger.upload(planned, made)
         content = entry.content  # of the first time, where it is sent again
-        headers = {"Idempotency-Key": content.name} if sending.keyed else {}
+        headers = {"Idempotency-Key": content.name} if planned.keyed else {}
         self._insist(
             entry,
             lambda: http.post(
@@ -211,22 +211,22 @@ class Traffic:
 
     def _send_jobs(self) -> None:
         with httpx.Client(base_url=self.url, timeout=_TIMEOUT) as http:
-            for order in self.plan.orders:
-                if not self._is_due(order.at):
+            for job in self.plan.jobs:
+                if not self._is_due(job.at):
                     return
-                self._order(http, order)
+                self._job(http, job)
 
-    def _order(self, http: httpx.Client, order: JobOrder) -> None:
+    def _job(self, http: httpx.Client, job: PlannedJob) -> None:
         specification = {
             "kind": "filtering",
-            "valid_time": f"{self._hour(order.at):%Y-%m-%dT%H:%M:%SZ}",
-            "members": order.members,
-            "steps": order.steps,
+            "valid_time": f"{self._hour(job.at):%Y-%m-%dT%H:%M:%SZ}",
+            "members": job.members,
+            "steps": job.steps,
             "window_hours": 3,
             "outputs": ["netcdf", "feedback"],
         }
-        headers = {"Idempotency-Key": f"chaos-{self.plan.seed}-{order.number}"}
-        entry = self.ledger.job(order)
+        headers = {"Idempotency-Key": f"chaos-{self.plan.seed}-{job.number}"}
+        entry = self.ledger.job(job)
         self._insist(entry, lambda: http.post("/v1/jobs", json=specification, headers=headers))
 
     def _insist(self, entry: UploadSent | JobSent, send: Callable[[], httpx.Response]) -> None:

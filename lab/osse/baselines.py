@@ -181,9 +181,9 @@ def windowed_analysis(
     x, total = mean, 0
     for _ in range(outer):
         point = Tangent(observe, x)
-        right = target - point.y + point.push(x - mean)
+        right = target - point.y + point.jvp(x - mean)
         increment, steps = variational_increment(
-            prior.filter, point.push, point.pull, right, iterations=iterations, tolerance=tolerance
+            prior.filter, point.jvp, point.vjp, right, iterations=iterations, tolerance=tolerance
         )
         x, total = mean + increment, total + steps
     left = observations.values / unit - observe(x)

@@ -39,7 +39,7 @@ __all__ = [
     "analysis_times",
     "observe_case",
     "open_truth",
-    "as_if_used",
+    "restored_withheld",
     "write_case",
 ]
 
@@ -211,7 +211,7 @@ def analysis_times(truth: Truth, window: int, lead: int, count: int) -> list[dat
     return [first + timedelta(hours=h) for h in moved]
 
 
-def as_if_used(table: pa.Table) -> pa.Table:
+def restored_withheld(table: pa.Table) -> pa.Table:
     """Return the withheld rows, with their rejection removed."""
     rejected = pc.equal(table["rejected_by"].cast(pa.string()), "withheld")
     rows = table.filter(pc.fill_null(rejected, False))
@@ -269,7 +269,7 @@ class ObservedCase:
 
     def withheld(self) -> tuple[ObservationSet, pa.Table]:
         """Return observations of withheld stations in the window, and their rows of the table."""
-        found, table = self._set(as_if_used(self.known()), 0)
+        found, table = self._set(restored_withheld(self.known()), 0)
         return found, table.take(pa.array(found.rows))
 
     def _set(self, table: pa.Table, later: int) -> tuple[ObservationSet, pa.Table]:

@@ -24,7 +24,7 @@ from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 
-__all__ = ["AnalysisChain", "SimulatedCycle", "mean_only"]
+__all__ = ["AnalysisChain", "SimulatedCycle", "mean_settings"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SimulatedCycle:
     analysis: Trajectory
 
 
-def mean_only(settings: AssimilationSettings) -> AssimilationSettings:
+def mean_settings(settings: AssimilationSettings) -> AssimilationSettings:
     """Return settings with a single iteration for members, for callers that need only the mean."""
     solve = replace(settings.prior_solve, member_iterations=1)
     return replace(settings, prior_solve=solve)

@@ -87,7 +87,7 @@ class NatureEnsemble:
         self.members, seen = self._changed(self.members, increments.numpy(), self._rain)
         return _tensor(seen)
 
-    def ahead(self, hours: int) -> Tensor:
+    def forecast(self, hours: int) -> Tensor:
         """Return the states after a forecast without observations, with shape (M, C, Y, X)."""
         states, seen = self.members, None
         for _ in range(hours):
@@ -296,10 +296,10 @@ def main() -> None:
         line = {"hours": hour, "error": float(error.mean()), "seconds": one.seconds}
         line |= {name: float(error[groups[name]].mean()) for name in ("wind", "humidity")}
         if hour % 24 == 0:
-            ahead = standardised_rmse(
-                model, ensemble.ahead(24).mean(0), truth(one.end + 24 * HOUR, 1)[0]
+            forecast_error = standardised_rmse(
+                model, ensemble.forecast(24).mean(0), truth(one.end + 24 * HOUR, 1)[0]
             )
-            line["forecast_24h"] = float(ahead.mean())
+            line["forecast_24h"] = float(forecast_error.mean())
         lines.append(json.dumps({k: round(v, 4) for k, v in line.items()}))
         print(lines[-1], flush=True)
     if asked.output:

@@ -147,7 +147,7 @@ def _fibonacci(count: int, turn: float) -> tuple[Float, Float]:
     return lat, _east(360.0 * k * (np.sqrt(5.0) - 1.0) / 2.0 + turn)
 
 
-def _crowding(lat: Float) -> Float:
+def _station_density(lat: Float) -> Float:
     """Return the relative density of land stations: largest in the northern middle latitudes."""
     north = np.exp(-(((lat - 45.0) / 22.0) ** 2))
     south = 0.35 * np.exp(-(((lat + 25.0) / 18.0) ** 2))
@@ -164,7 +164,7 @@ def land_stations(count: int, grid: Grid, statics: Statics, seed: int = 0) -> Pl
     cells = bilinear(grid, lat, lon)
     mask = statics.land_sea_mask
     land = np.ones(len(lat), dtype=bool) if mask is None else interpolate(mask, *cells) >= LAND
-    share = np.where(land, _crowding(lat), 0.0)
+    share = np.where(land, _station_density(lat), 0.0)
     chosen = np.sort(rng.choice(len(lat), count, replace=False, p=share / share.sum()))
     ground = np.zeros(len(lat))
     if statics.orography is not None:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from lab.rehearsal.content import DeliveryContent
 from lab.rehearsal.evidence import AnalysisEvidence, DeliveryRecord, Evidence
-from lab.rehearsal.scenario import Scenario, Shipment
+from lab.rehearsal.scenario import PlannedDelivery, Scenario
 from model.domain.windows import HOUR
 from worker.contract.cycles import FIRST_REVISION, CycleState, Flavour, cycle_key
 
@@ -50,29 +50,29 @@ class Expectation:
     Attributes:
         start, end: The window (start, end].
         cut_off: Last arrival.
-        must: Uploads that had arrived by the cut-off.
-        may: Uploads that were arriving at the cut-off.
+        expected: Uploads that had arrived by the cut-off.
+        possible: Uploads that were arriving at the cut-off.
         copies: Uploads that repeat another, whose values may not be used again.
     """
 
     start: datetime
     end: datetime
     cut_off: datetime
-    must: dict[str, int] = field(default_factory=dict)
-    may: dict[str, int] = field(default_factory=dict)
+    expected: dict[str, int] = field(default_factory=dict)
+    possible: dict[str, int] = field(default_factory=dict)
     copies: set[str] = field(default_factory=set)
 
     @property
     def empty(self) -> bool:
         """Whether there are certainly no observations to use."""
-        return not any(self.must.values()) and not any(self.may.values())
+        return not any(self.expected.values()) and not any(self.possible.values())
 
 
 def expectation(
     scenario: Scenario,
     valid_time: datetime,
     flavour: str,
-    plan: Sequence[Shipment],
+    plan: Sequence[PlannedDelivery],
     contents: Mapping[str, DeliveryContent],
     sendings: Sequence[DeliveryRecord],
 ) -> Expectation:
@@ -91,16 +91,16 @@ def expectation(
         if not values or sending.tried > wanted.cut_off:
             continue
         if sending.acknowledged <= wanted.cut_off:
-            wanted.must[sending.batch_id] = values
+            wanted.expected[sending.batch_id] = values
         else:
-            wanted.may[sending.batch_id] = values
+            wanted.possible[sending.batch_id] = values
         if delivery.copy_of:
             wanted.copies.add(sending.batch_id)
     return wanted
 
 
 def late_cut_offs(
-    scenario: Scenario, plan: Sequence[Shipment], sendings: Sequence[DeliveryRecord]
+    scenario: Scenario, plan: Sequence[PlannedDelivery], sendings: Sequence[DeliveryRecord]
 ) -> tuple[str, ...]:
     """Return deliveries that arrived on the other side of a cut-off of their hour than planned.
 
@@ -134,7 +134,7 @@ class Case:
     """Plan and evidence of a rehearsal, as the checks read them."""
 
     scenario: Scenario
-    plan: Sequence[Shipment]
+    plan: Sequence[PlannedDelivery]
     contents: Mapping[str, DeliveryContent]
     evidence: Evidence
 
@@ -153,7 +153,7 @@ class Case:
         """Return the names of the files to be used; None if one was arriving at the cut-off."""
         wanted = self.expected(analysis)
         names = {s.batch_id: s.name for s in reversed(self.evidence.sendings)}
-        return None if wanted.may else frozenset(names[batch] for batch in wanted.must)
+        return None if wanted.possible else frozenset(names[batch] for batch in wanted.expected)
 
 
 Findings = Iterator[tuple[str, str]]
@@ -216,23 +216,23 @@ def patience(case: Case) -> Findings:
             cut_off = case.scenario.cut_off(time, flavour)
             if record.decided < cut_off:
                 yield record.key, "was decided before its cut-off"
-            if record.decided < _last_taken_in(case, cut_off):
+            if record.decided < _last_ingested(case, cut_off):
                 yield record.key, "was decided while uploads in time were still being taken in"
 
 
-def _last_taken_in(case: Case, cut_off: datetime) -> datetime:
+def _last_ingested(case: Case, cut_off: datetime) -> datetime:
     """Return when the last upload that had arrived by the cut-off was ingested."""
     ends = [
-        case.evidence.taken_in[s.batch_id]
+        case.evidence.ingested[s.batch_id]
         for s in case.evidence.sendings
-        if s.acknowledged <= cut_off and s.batch_id in case.evidence.taken_in
+        if s.acknowledged <= cut_off and s.batch_id in case.evidence.ingested
     ]
     return max(ends, default=cut_off)
 
 
 def catching_up(case: Case) -> Findings:
     """Check that the cycles that fell due while nothing ran, and no others, were caught up."""
-    stop = case.evidence.standstill
+    stop = case.evidence.outage
     for time in case.scenario.cycles:
         for flavour in Flavour:
             record = case.evidence.cycles.get(cycle_key(time, flavour))
@@ -260,10 +260,10 @@ def catching_up(case: Case) -> Findings:
 
 def _had_reason(case: Case, cut_off: datetime) -> bool:
     """Return whether nothing ran at the cut-off, or ingest was slow."""
-    stop = case.evidence.standstill
+    stop = case.evidence.outage
     if stop is not None and stop.killed - HOUR <= cut_off < stop.ready:
         return True
-    return _last_taken_in(case, cut_off) > cut_off + HOUR / 2
+    return _last_ingested(case, cut_off) > cut_off + HOUR / 2
 
 
 def backgrounds(case: Case) -> Findings:
@@ -308,7 +308,7 @@ def observations(case: Case) -> Findings:
     names = {s.batch_id: s.name for s in reversed(case.evidence.sendings)}
     for analysis in case.evidence.analyses:
         wanted = case.expected(analysis)
-        for batch, values in wanted.must.items():
+        for batch, values in wanted.expected.items():
             use = analysis.batches.get(batch)
             if use is None:
                 yield analysis.key, f"{names[batch]} is missing: {values} values in time"
@@ -321,7 +321,7 @@ def observations(case: Case) -> Findings:
             elif not use.entered and batch not in wanted.copies:
                 yield analysis.key, f"{names[batch]}: none of {values} values entered"
         for batch, use in analysis.batches.items():
-            known = batch in wanted.must or batch in wanted.may
+            known = batch in wanted.expected or batch in wanted.possible
             if not known and use.entered:
                 name = names.get(batch, f"the unknown upload {batch}")
                 yield analysis.key, f"{name} came after the cut-off; {use.entered} values entered"
@@ -349,7 +349,7 @@ def duplicates(case: Case) -> Findings:
         wanted = case.expected(analysis)
         if analysis.repeated:
             yield analysis.key, f"{analysis.repeated} values are used more than once"
-        for batch in wanted.copies & set(wanted.must):
+        for batch in wanted.copies & set(wanted.expected):
             use = analysis.batches.get(batch)
             if use and (use.entered or not use.duplicates):
                 yield (
@@ -365,10 +365,10 @@ def silence(case: Case) -> Findings:
         wanted, said = case.expected(analysis), "zero_observations" in analysis.flags
         if wanted.empty and not said:
             yield analysis.key, "expected the flag zero_observations"
-        if said and (analysis.used or any(wanted.must.values())):
+        if said and (analysis.used or any(wanted.expected.values())):
             yield (
                 analysis.key,
-                f"says zero_observations; {sum(wanted.must.values())} values were in time, "
+                f"says zero_observations; {sum(wanted.expected.values())} values were in time, "
                 f"{analysis.used} were used",
             )
 

@@ -28,7 +28,7 @@ from lab.encoders.text import (
     ship_bulletin,
     temp_bulletin,
 )
-from lab.rehearsal.scenario import Shipment
+from lab.rehearsal.scenario import PlannedDelivery
 from model.domain.windows import HOUR
 from worker.observations.columns import set_column
 
@@ -75,12 +75,12 @@ class _FileForm:
         report_type: As in `DeliveryContent`.
     """
 
-    write: Callable[[pa.Table, Shipment], bytes]
+    write: Callable[[pa.Table, PlannedDelivery], bytes]
     carried: Callable[[pa.Table], pa.Table] = lambda rows: rows
     report_type: str = ""
 
 
-def content_of(table: pa.Table, delivery: Shipment) -> DeliveryContent:
+def content_of(table: pa.Table, delivery: PlannedDelivery) -> DeliveryContent:
     """Return the file of a delivery, from all that was observed in its hour."""
     own = table.filter(pc.equal(_networks(table), delivery.network))
     own = own.filter(pa.array(_part(own, delivery) == delivery.part))
@@ -91,18 +91,18 @@ def content_of(table: pa.Table, delivery: Shipment) -> DeliveryContent:
     return DeliveryContent(data, seconds, form.report_type)
 
 
-def _form(delivery: Shipment) -> _FileForm:
+def _form(delivery: PlannedDelivery) -> _FileForm:
     odd = delivery.hour.hour % 2 == 1
     kind = delivery.network, delivery.part
     found = (_ODD_HOURS.get(kind) if odd else None) or _FORMS.get(kind)
     return found or _BUFR
 
 
-def _bufr(own: pa.Table, delivery: Shipment) -> bytes:
+def _bufr(own: pa.Table, delivery: PlannedDelivery) -> bytes:
     return encode_bufr(own, delivery.network, reports_per_message=_at_once(delivery))
 
 
-def _at_once(delivery: Shipment) -> int:
+def _at_once(delivery: PlannedDelivery) -> int:
     return _RESENT_REPORTS if delivery.copy_of and not delivery.same_bytes else _REPORTS
 
 
@@ -111,18 +111,18 @@ def indicator(station: str) -> str:
     return location_indicator(int(station) % 10_000)
 
 
-def _metar(own: pa.Table, _: Shipment) -> bytes:
+def _metar(own: pa.Table, _: PlannedDelivery) -> bytes:
     stations = own["station_id"].cast(pa.string()).unique().to_pylist()
     return metar_bulletin(own, {station: indicator(station) for station in stations})
 
 
-def _parquet(own: pa.Table, _: Shipment) -> bytes:
+def _parquet(own: pa.Table, _: PlannedDelivery) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(own.drop_columns(_RECEIVERS_OWN), buffer)
     return buffer.getvalue()
 
 
-def _fields(own: pa.Table, delivery: Shipment) -> bytes:
+def _fields(own: pa.Table, delivery: PlannedDelivery) -> bytes:
     return encode_fields(own, edition=1 if delivery.hour.hour % 2 else 2)
 
 
@@ -183,7 +183,7 @@ def _networks(table: pa.Table) -> pa.Array:
     return pc.if_else(bright, "radiances", table["report_type"].cast(pa.string()))
 
 
-def _part(own: pa.Table, delivery: Shipment) -> NDArray[np.int64]:
+def _part(own: pa.Table, delivery: PlannedDelivery) -> NDArray[np.int64]:
     """Return the number of the file of each row: by station, or by time along a swath."""
     parts = delivery.parts
     if delivery.network in ("satellite", "radiances", "scatterometer", "amv"):

@@ -18,7 +18,7 @@ from lab.rehearsal import evidence as collect
 from lab.rehearsal.content import DeliveryContent
 from lab.rehearsal.driver import Driver, RehearsalPace, RehearsalStack, Report
 from lab.rehearsal.evidence import Evidence
-from lab.rehearsal.scenario import Scenario, Shipment, delivery_plan
+from lab.rehearsal.scenario import PlannedDelivery, Scenario, delivery_plan
 from lab.rehearsal.sender import ReportSender
 from lab.rehearsal.source import ReportSource
 from model.domain.errors import AppaError
@@ -161,7 +161,7 @@ class Day:
     """
 
     scenario: Scenario
-    plan: Sequence[Shipment]
+    plan: Sequence[PlannedDelivery]
     contents: Mapping[str, DeliveryContent]
     evidence: Evidence
     timings: Sequence[CycleTiming]
@@ -226,7 +226,7 @@ def _options(scenario: Scenario, data: Path, clock: Clock, stations: Path) -> St
 def _collect(
     driver: Driver,
     source: ReportSource,
-    plan: Sequence[Shipment],
+    plan: Sequence[PlannedDelivery],
     contents: Mapping[str, DeliveryContent],
     layout: Layout,
     seconds: float,
@@ -239,8 +239,8 @@ def _collect(
         cycles=collect.cycles(stores, driver.keys),
         sendings=sendings,
         stored=collect.stored(stores, uploads),
-        taken_in=collect.taken_in(stores, uploads, driver.clock),
-        standstill=driver.standstill,
+        ingested=collect.ingested(stores, uploads, driver.clock),
+        outage=driver.outage,
         climatology=collect.climatology(scenario, source.world),
         speed=driver.clock.speed,
         kills=tuple(driver.kills),

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from deploy.local import LocalStack, StackOptions, free_port
-from lab.rehearsal.evidence import Standstill
+from lab.rehearsal.evidence import OutageRecord
 from lab.rehearsal.scenario import Scenario
 from lab.rehearsal.sender import ReportSender
 from model.domain.errors import AppaError
@@ -170,7 +170,7 @@ class Driver:
     stack: RehearsalStack
     sender: ReportSender
     report: Report
-    standstill: Standstill | None = None
+    outage: OutageRecord | None = None
     kills: list[datetime] = field(default_factory=list)
     longest_lag: timedelta = timedelta(0)
     _told_lag: bool = False
@@ -193,11 +193,11 @@ class Driver:
             if self.sender.error is not None:
                 raise self.sender.error
             outage = self.scenario.outage
-            if outage is not None and self.standstill is None and self.now() >= outage.start:
+            if outage is not None and self.outage is None and self.now() >= outage.start:
                 self._outage(outage.end)
             self._kill_a_model_worker()
             done = self._look()
-            if done == len(self.keys) and not self.sender.is_alive() and self._all_taken_in():
+            if done == len(self.keys) and not self.sender.is_alive() and self._all_ingested():
                 return
             if self.pace.limit is not None and time.monotonic() - began > self.pace.limit:
                 self.report(f"time is up: {done} of {len(self.keys)} cycles have ended")
@@ -209,7 +209,7 @@ class Driver:
                 )
             time.sleep(_POLL)
 
-    def _all_taken_in(self) -> bool:
+    def _all_ingested(self) -> bool:
         batches = self.stack.stores.batches
         return not any(batches.count(s) for s in (BatchState.RECEIVED, BatchState.INGESTING))
 
@@ -242,7 +242,7 @@ class Driver:
         time.sleep(max((end - killed).total_seconds() / self.clock.speed, 0.0))
         restarted = self.now()
         self.stack.start(_RESTART_SECONDS)
-        self.standstill = Standstill(killed, restarted, self.now())
+        self.outage = OutageRecord(killed, restarted, self.now())
         self._moved = time.monotonic()
         self.report(f"{self.now():%d %b %H:%M} UTC: everything runs again")
 

@@ -34,14 +34,14 @@ __all__ = [
     "ErrorOf",
     "Evidence",
     "DeliveryRecord",
-    "Standstill",
+    "OutageRecord",
     "analyses",
     "climatology",
     "cycles",
     "error_of",
+    "ingested",
     "read_use",
     "stored",
-    "taken_in",
 ]
 
 
@@ -65,7 +65,7 @@ class DeliveryRecord:
 
 
 @dataclass(frozen=True)
-class Standstill:
+class OutageRecord:
     """When nothing ran: all was killed at `killed`, processes were started again from `restarted`
     on, and all of them were ready at `ready`.
     """
@@ -161,8 +161,8 @@ class Evidence:
         cycles: By key.
         sendings: In order.
         stored: Values stored of each upload; -1 for one that was not ingested.
-        taken_in: When each upload was ingested, by the operational clock.
-        standstill: The outage as it was; None if there was none.
+        ingested: When each upload was ingested, by the operational clock.
+        outage: The outage as it was; None if there was none.
         climatology: Standardised RMSE of the climatology by valid time.
         speed: Operational seconds in a real one.
         kills: Model workers killed while at work, by the operational clock.
@@ -172,8 +172,8 @@ class Evidence:
     cycles: Mapping[str, CycleEvidence]
     sendings: tuple[DeliveryRecord, ...]
     stored: Mapping[str, int] = field(default_factory=dict)
-    taken_in: Mapping[str, datetime] = field(default_factory=dict)
-    standstill: Standstill | None = None
+    ingested: Mapping[str, datetime] = field(default_factory=dict)
+    outage: OutageRecord | None = None
     climatology: Mapping[datetime, float] = field(default_factory=dict)
     speed: float = 1.0
     kills: tuple[datetime, ...] = ()
@@ -310,7 +310,7 @@ def stored(stores: Stores, batch_ids: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def taken_in(stores: Stores, batch_ids: Iterable[str], clock: Clock) -> dict[str, datetime]:
+def ingested(stores: Stores, batch_ids: Iterable[str], clock: Clock) -> dict[str, datetime]:
     """Return when each upload was ingested, by the operational clock."""
     ends = {batch_id: stores.batches.get(batch_id).finished for batch_id in batch_ids}
     return {batch: clock.at(end.timestamp()) for batch, end in ends.items() if end is not None}

@@ -22,9 +22,9 @@ __all__ = [
     "DAY_NETWORK",
     "DAY_PARTS",
     "DELAYS",
-    "Shipment",
     "MINUTE",
     "Outage",
+    "PlannedDelivery",
     "QUICK_NETWORK",
     "QUICK_PARTS",
     "Scenario",
@@ -247,7 +247,7 @@ DELAYS: dict[str, Callable[[Generator], float]] = {
 
 
 def delay_minutes(network: str, rng: Generator) -> float:
-    """Draw the delay of one shipment in minutes."""
+    """Draw the delay of one delivery in minutes."""
     return float(DELAYS[network](rng))
 
 
@@ -257,7 +257,7 @@ HELD_LATE, HELD_TOO_LATE = 3, 5
 
 
 @dataclass(frozen=True)
-class Shipment:
+class PlannedDelivery:
     """One file that a sender sends once.
 
     Attributes:
@@ -280,7 +280,7 @@ class Shipment:
     same_bytes: bool = False
 
 
-def delivery_plan(scenario: Scenario) -> tuple[Shipment, ...]:
+def delivery_plan(scenario: Scenario) -> tuple[PlannedDelivery, ...]:
     """Return all deliveries of the day, in the order of their sending."""
     found = [d for number in range(scenario.hours) for d in _of_hour(scenario, number)]
     return tuple(sorted(found, key=lambda d: (d.arrival, d.name)))
@@ -305,7 +305,7 @@ def _networks(scenario: Scenario, hour: datetime) -> list[str]:
     return [name for name, count in reporting.items() if count and name in scenario.parts]
 
 
-def _of_hour(scenario: Scenario, number: int) -> Iterator[Shipment]:
+def _of_hour(scenario: Scenario, number: int) -> Iterator[PlannedDelivery]:
     hour = scenario.start + number * HOUR
     if number == scenario.silent_hour:
         return
@@ -319,7 +319,7 @@ def _of_hour(scenario: Scenario, number: int) -> Iterator[Shipment]:
             minutes = _held_up(scenario, number, network, part, minutes, rng)
             arrival = _clear_of_cut_offs(scenario, hour + minutes * MINUTE)
             name = f"{hour:%Y%m%dT%H}-{network}-{part}"
-            delivery = Shipment(name, network, hour, part, parts, arrival)
+            delivery = PlannedDelivery(name, network, hour, part, parts, arrival)
             yield delivery
             if number == scenario.copied_hour and network == "synop" and part < 2:
                 yield _again(scenario, delivery)
@@ -343,7 +343,7 @@ def _held_up(
     return minutes
 
 
-def _again(scenario: Scenario, delivery: Shipment) -> Shipment:
+def _again(scenario: Scenario, delivery: PlannedDelivery) -> PlannedDelivery:
     """Return a repeated delivery: part 0 with the same bytes, part 1 encoded differently."""
     same = delivery.part == 0
     return replace(

@@ -10,7 +10,7 @@ import httpx
 from appa_client import AppaClient, UnavailableError
 from lab.rehearsal.content import DeliveryContent
 from lab.rehearsal.evidence import DeliveryRecord
-from lab.rehearsal.scenario import Outage, Shipment
+from lab.rehearsal.scenario import Outage, PlannedDelivery
 from worker.contract.clock import Clock
 
 __all__ = ["ReportSender"]
@@ -33,7 +33,7 @@ class ReportSender(threading.Thread):
     def __init__(
         self,
         url: str,
-        plan: Sequence[Shipment],
+        plan: Sequence[PlannedDelivery],
         contents: Mapping[str, DeliveryContent],
         clock: Clock,
         outage: Outage | None,
@@ -72,7 +72,7 @@ class ReportSender(threading.Thread):
         seconds = (moment - self._now()).total_seconds() / self.clock.speed
         return not self._stop_asked.wait(max(seconds, 0.0))
 
-    def _send(self, client: AppaClient, delivery: Shipment) -> None:
+    def _send(self, client: AppaClient, delivery: PlannedDelivery) -> None:
         doubtful: datetime | None = None
         refused = 0
         while not self._stop_asked.is_set():

@@ -13,7 +13,7 @@ from lab.osse.cases import CASE_NAME
 from lab.osse.network import simulate_fields, simulate_observations, simulate_radiances
 from lab.osse.places import land_stations
 from lab.rehearsal.content import DeliveryContent, content_of, indicator
-from lab.rehearsal.scenario import Scenario, Shipment
+from lab.rehearsal.scenario import PlannedDelivery, Scenario
 from model.checkpoints.bundle import resolve
 from model.domain.windows import HOUR
 from worker.observations.columns import repeated_column, set_column
@@ -55,7 +55,7 @@ class ReportSource:
         self.scenario = scenario
         self.world = world or World(scenario.world, scenario.truth)
 
-    def contents(self, plan: Iterable[Shipment]) -> dict[str, DeliveryContent]:
+    def contents(self, plan: Iterable[PlannedDelivery]) -> dict[str, DeliveryContent]:
         """Return the content of all deliveries, by name."""
         deliveries = list(plan)
         found: dict[str, DeliveryContent] = {}

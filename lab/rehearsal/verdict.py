@@ -291,7 +291,7 @@ def summary_table(day: Day, verdict: DayVerdict) -> Table:
     table.add_row(
         "files on the other side of a cut-off than planned", str(len(verdict.late_cut_offs))
     )
-    if stop := day.evidence.standstill:
+    if stop := day.evidence.outage:
         table.add_row("nothing ran", f"{stop.killed:%H:%M} to {stop.ready:%H:%M} UTC")
     caught = sum(record.caught_up for record in day.evidence.cycles.values())
     table.add_row("cycles caught up", str(caught))
@@ -355,7 +355,7 @@ def draw_day(day: Day, verdict: DayVerdict, path: Path) -> Path:
     _errors(above, day, verdict)
     _arrivals(below, day)
     for axes in (above, below):
-        if stop := day.evidence.standstill:
+        if stop := day.evidence.outage:
             axes.axvspan(stop.killed, stop.ready, color="0.85", zorder=0, label="nothing runs")
         if silent := day.scenario.hour(day.scenario.silent_hour):
             axes.axvspan(silent - HOUR, silent, color="tab:red", alpha=0.12, zorder=0)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lab.osse.cases import open_truth
-from lab.osse.cycling import AnalysisChain, mean_only
+from lab.osse.cycling import AnalysisChain, mean_settings
 from lab.training.latent_years import LatentYears, read_latents
 from model.assimilation_settings import recommended_settings
 from model.background import around_forecast
@@ -32,7 +32,13 @@ from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
 
-__all__ = ["BackgroundErrors", "first_guess", "fit_errors", "know_errors", "sweep"]
+__all__ = [
+    "BackgroundErrors",
+    "attach_background_errors",
+    "collect_errors",
+    "first_guess",
+    "fit_errors",
+]
 
 
 def first_guess(prior: ZonalGaussianPrior, sigma: float) -> ZonalGaussianPrior:
@@ -90,7 +96,7 @@ def fit_errors(
     return fitted
 
 
-def know_errors(
+def attach_background_errors(
     model: LatentModel,
     errors: ZonalGaussianPrior,
     sigma: float,
@@ -121,7 +127,7 @@ def _variances(prior: ZonalGaussianPrior) -> tuple[Tensor, Tensor, Tensor]:
     return prior.variance, prior.dense_variance, prior.rest_variance
 
 
-def sweep(
+def collect_errors(
     chains: list[AnalysisChain], truth: LatentYears, first: datetime, cycles: int, every: int
 ) -> BackgroundErrors:
     """Advance all chains and return the errors of their backgrounds every few cycles.
@@ -148,10 +154,10 @@ def sweep(
 
 def starts(data: LatentYears, first: datetime, count: int, hours: int) -> list[datetime]:
     """Return analysis times spread over the training hours, at different hours of the day."""
-    apart = data.apart[0] if data.apart else slice(0, 0)
+    held_out = data.held_out[0] if data.held_out else slice(0, 0)
     total = data.latents.shape[1] - hours - 48
     chosen = np.linspace(24, total, count).astype(int) + 7 * np.arange(count) % 24
-    free = [int(i) for i in chosen if not apart.start - hours - 48 <= i <= apart.stop + 48]
+    free = [int(i) for i in chosen if not held_out.start - hours - 48 <= i <= held_out.stop + 48]
     return [first + timedelta(hours=i) for i in free]
 
 
@@ -185,7 +191,7 @@ def _keep(path: Path, chains: list[AnalysisChain], sweeps: int, errors: ZonalGau
 
 def _chains(model: LatentModel, url: str, count: int, step: int) -> list[AnalysisChain]:
     truth, around = open_truth(model, model.card.name, url), around_forecast(model)
-    settings = mean_only(recommended_settings(model))
+    settings = mean_settings(recommended_settings(model))
     return [
         AnalysisChain(model, truth, around, step=step, settings=settings, seed=100_003 * number)
         for number in range(count)
@@ -223,12 +229,12 @@ def main() -> None:
     prior = cast(ZonalGaussianPrior, model.denoise.base)
     guess = first_guess(prior, asked.guess)
     errors = first_guess(prior, asked.guess)  # replaced in place by every fit: all chains share it
-    know_errors(model, errors, asked.sigma, asked.step, asked.remainder, asked.spread)
+    attach_background_errors(model, errors, asked.sigma, asked.step, asked.remainder, asked.spread)
     chains = _chains(model, asked.nature, len(ends), asked.step) if asked.sweeps else []
     done = _resume(asked.output / "chains.pt", chains, ends, errors) if chains else 0
     for number in range(done, asked.sweeps):
         began = time.monotonic()
-        found = sweep(chains, data, first, asked.cycles, asked.every)
+        found = collect_errors(chains, data, first, asked.cycles, asked.every)
         errors.load_state_dict(fit_errors(guess, found, asked.weight).state_dict())
         with open_atomic(asked.output / f"errors-{number}.pt") as file:
             torch.save({**vars(found), "sigma": asked.sigma}, file)

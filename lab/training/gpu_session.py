@@ -375,9 +375,9 @@ def run(
         settings, model, data, output, end - reserve, log, read_errors(errors, model, data)
     )
     held_out = torch.linspace(0, data.latents.shape[1] - model.blanket_size, 16).long()
-    if data.apart:
-        last = min(data.apart[0].stop, data.latents.shape[1]) - model.blanket_size
-        held_out = torch.arange(data.apart[0].start, last, 48)
+    if data.held_out:
+        last = min(data.held_out[0].stop, data.latents.shape[1]) - model.blanket_size
+        held_out = torch.arange(data.held_out[0].start, last, 48)
     relative = evaluate(denoiser, data, held_out, model.blanket_size)
     forecast = {}
     if settings.unequal:

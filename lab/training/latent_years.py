@@ -38,18 +38,18 @@ class LatentYears:
     Attributes:
         latents: Standardised latents, float16, with shape (S, T, c, h, w).
         dates: Year, month, day and hour (UTC) of each hour, int64 with shape (T, 4).
-        apart: Hours of `dates` in which no blanket may start (validation and test periods).
+        held_out: Hours of `dates` in which no blanket may start (validation and test periods).
     """
 
     latents: Tensor
     dates: Tensor
-    apart: tuple[range, ...] = ()
+    held_out: tuple[range, ...] = ()
 
     def starts(self, blanket: int) -> Tensor:
         """Return the hours at which a blanket of training may start."""
         count = self.latents.shape[1] - blanket + 1
         free = torch.ones(max(count, 0), dtype=torch.bool)
-        for hours in self.apart:
+        for hours in self.held_out:
             free[max(hours.start - blanket + 1, 0) : hours.stop] = False
         return free.nonzero().squeeze(-1)
 
@@ -75,9 +75,9 @@ def _about(path: Path) -> Path:
 
 
 def _describe(
-    path: Path, shape: tuple[int, ...], first_hour: datetime, apart: list[list[int]]
+    path: Path, shape: tuple[int, ...], first_hour: datetime, held_out: list[list[int]]
 ) -> None:
-    values = {"shape": shape, "first_hour": first_hour.isoformat(), "apart": apart}
+    values = {"shape": shape, "first_hour": first_hour.isoformat(), "apart": held_out}
     write_atomic(_about(path), json.dumps(values))
 
 
@@ -87,13 +87,13 @@ def read_latents(path: Path) -> LatentYears:
     array = np.memmap(path, np.float16, mode="r+", shape=tuple(about["shape"]))
     first = datetime.fromisoformat(about["first_hour"])
     hours = [first + i * HOUR for i in range(len(array))]
-    apart = tuple(range(*pair) for pair in about.get("apart", []))
-    return LatentYears(torch.from_numpy(array)[None], date_rows(hours), apart)
+    held_out = tuple(range(*pair) for pair in about.get("apart", []))
+    return LatentYears(torch.from_numpy(array)[None], date_rows(hours), held_out)
 
 
 @torch.no_grad()
 def encode_store(
-    store: StateStore, model: LatentModel, path: Path, apart: tuple[datetime, ...] = ()
+    store: StateStore, model: LatentModel, path: Path, held_out: tuple[datetime, ...] = ()
 ) -> int:
     """Encode the hours of a store that the file lacks, and append them.
 
@@ -101,7 +101,7 @@ def encode_store(
         store: Hourly states without gaps.
         model: Whose autoencoder encodes.
         path: The file; its description beside it is replaced when the hours are on disk.
-        apart: First hour set apart, and the hour after the last (UTC); empty for none.
+        held_out: First hour set apart, and the hour after the last (UTC); empty for none.
 
     Returns:
         The number of hours that the file holds.
@@ -115,7 +115,7 @@ def encode_store(
     first = hours[0].astype(datetime).replace(tzinfo=UTC)
     about = _about(path)
     done = json.loads(about.read_text())["shape"][0] if about.exists() else 0
-    bounds = [[round((t - first) / HOUR) for t in apart]] if apart else []
+    bounds = [[round((t - first) / HOUR) for t in held_out]] if held_out else []
     with path.open("r+b" if path.exists() else "w+b") as file:
         size = 2 * int(np.prod(model.latent_shape))
         file.truncate(done * size)
@@ -140,9 +140,9 @@ def main() -> None:
     parser.add_argument("--apart", nargs=2, type=datetime.fromisoformat, default=(), help="hours")
     arguments = parser.parse_args()
     model = load_checkpoint(arguments.checkpoint)
-    apart = tuple(time.replace(tzinfo=UTC) for time in arguments.apart)
+    held_out = tuple(time.replace(tzinfo=UTC) for time in arguments.apart)
     store = StateStore(arguments.store, tuple(model.channels))
-    print(f"{encode_store(store, model, arguments.file, apart)} hours in {arguments.file}")
+    print(f"{encode_store(store, model, arguments.file, held_out)} hours in {arguments.file}")
 
 
 if __name__ == "__main__":

@@ -42,11 +42,11 @@ __all__ = [
     "averaged_weights",
     "built_once",
     "generator",
+    "gradient_sync",
     "prefetched",
     "rank_and_world",
     "setup_distributed",
     "wait_for_file",
-    "without_exchange",
 ]
 
 Key = TypeVar("Key")
@@ -166,9 +166,9 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def without_exchange(module: nn.Module, more: bool) -> AbstractContextManager[Any]:
-    """Return the context of a backward pass: ranks exchange gradients in the last one of a step."""
-    if more and isinstance(module, DistributedDataParallel):
+def gradient_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+    """Return the context of a backward pass; ranks average gradients only in the last of a step."""
+    if not last and isinstance(module, DistributedDataParallel):
         return module.no_sync()
     return nullcontext()
 

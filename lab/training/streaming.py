@@ -36,7 +36,7 @@ __all__ = [
     "GridConfig",
     "StateStream",
     "StandardisedStates",
-    "dealt",
+    "batch_positions",
     "spread",
     "states_of_part",
 ]
@@ -84,7 +84,7 @@ def spread(states: StandardisedStates, most: int) -> Iterator[NDArray[np.float32
         yield states.read(position[None])
 
 
-def dealt(
+def batch_positions(
     number: int, batch: int, count: int, seed: int, rank: int = 0, world: int = 1
 ) -> NDArray[np.int64]:
     """Return the positions (batch,), ascending, of the states of one batch of one rank.

@@ -40,12 +40,12 @@ from lab.training.loop import (
     averaged,
     averaged_weights,
     generator,
+    gradient_sync,
     prefetched,
     rank_and_world,
     setup_distributed,
-    without_exchange,
 )
-from lab.training.streaming import DataConfig, StandardisedStates, dealt, spread
+from lab.training.streaming import DataConfig, StandardisedStates, batch_positions, spread
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.diagnostics.realism import legendre_projection, power_spectrum
 from model.domain.grids import Grid
@@ -292,7 +292,9 @@ def train_autoencoder(
     wrapped = DistributedDataParallel(_Reconstruct(model)) if world > 1 else _Reconstruct(model)
 
     def read(number: int) -> NDArray[np.float32]:
-        return states.read(dealt(number, settings.batch, len(states), settings.seed, rank, world))
+        return states.read(
+            batch_positions(number, settings.batch, len(states), settings.seed, rank, world)
+        )
 
     numbers = range(first * settings.accumulate, settings.steps * settings.accumulate)
     batches = prefetched(read, numbers, config.data.ahead)
@@ -302,7 +304,7 @@ def train_autoencoder(
         random = generator(settings.seed, step, rank)
         for part in range(settings.accumulate):
             x = torch.from_numpy(next(batches)).to(device)
-            with without_exchange(wrapped, part + 1 < settings.accumulate):
+            with gradient_sync(wrapped, last=part + 1 == settings.accumulate):
                 with settings.autocast(device.type):
                     restored = wrapped(x, config.latent_noise, random)
                     loss = loss_of(restored, x)

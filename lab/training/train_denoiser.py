@@ -33,9 +33,9 @@ from lab.training.loop import (
     averaged_weights,
     built_once,
     generator,
+    gradient_sync,
     rank_and_world,
     setup_distributed,
-    without_exchange,
 )
 from lab.training.streaming import DataConfig, StateStream, states_of_part
 from lab.training.train_autoencoder import AutoencoderTraining
@@ -305,7 +305,7 @@ def train_denoiser(
             x, date, sigma, noise = (
                 v.to(device) for v in _drawn(config, latents, schedule, random)
             )
-            with without_exchange(denoiser.backbone, part + 1 < settings.accumulate):
+            with gradient_sync(denoiser.backbone, last=part + 1 == settings.accumulate):
                 with settings.autocast(device.type):
                     loss = denoiser_loss(denoiser, x, sigma, date, noise=noise)
                 (loss / settings.accumulate).backward()

@@ -37,9 +37,9 @@ from worker.observations.decoders.decode import decode_limited
 __all__ = [
     "ChannelWeights",
     "Soundings",
+    "add_weights",
     "fit_weights",
     "known_weights",
-    "put_weights",
     "soundings",
 ]
 
@@ -221,7 +221,7 @@ def fit_weights(
     return fitted
 
 
-def put_weights(model: LatentModel, channels: Iterable[ChannelWeights]) -> int:
+def add_weights(model: LatentModel, channels: Iterable[ChannelWeights]) -> int:
     """Add usable weights to a model, and the results of all channels to its card; return their number."""
     known: dict[str, dict[str, Any]] = {}
     used = 0

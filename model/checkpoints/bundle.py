@@ -212,7 +212,7 @@ def _arrays(model: LatentModel, stored: Storage) -> dict[str, dict[str, Tensor]]
             for name, value in errors.items()
             if name not in shared or not torch.equal(value, shared[name])
         }
-    if model.card.base is not None and model.tiles_sphere:
+    if model.card.base is not None and model.has_equal_patches:
         # Stored because every job uses it and fitting it takes seconds.
         arrays["tangent"] = dict(model.tangent.state_dict())
     if model.static:

@@ -212,16 +212,21 @@ class Candidate:
     Attributes:
         part: Which part it may be: an attribute of `ReleasedRun`.
         path: Folder or file.
-        left: Why it is unusable or was not chosen; empty if it is usable or was chosen.
+        reason: Why it is unusable or was not chosen; empty if it is usable or was chosen.
     """
 
     part: str
     path: Path
-    left: str = ""
+    reason: str = ""
 
     def as_dict(self) -> dict[str, str | bool]:
         """Return a JSON-serialisable dictionary."""
-        return {"part": self.part, "path": str(self.path), "taken": not self.left, "why": self.left}
+        return {
+            "part": self.part,
+            "path": str(self.path),
+            "taken": not self.reason,
+            "why": self.reason,
+        }
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ def find_released(root: Path, **chosen: Path | None) -> ReleasedRun:
         CheckpointError: If a part is not there, or there are several candidates.
     """
     found = tuple(survey(root))
-    usable = {part: [c.path for c in found if c.part == part and not c.left] for part in PARTS}
+    usable = {part: [c.path for c in found if c.part == part and not c.reason] for part in PARTS}
     parts = {part: path for part, path in chosen.items() if path is not None}
     for part in PARTS:
         if part not in parts and not usable[part]:
@@ -287,15 +292,15 @@ def _deepest(paths: list[Path]) -> list[Path]:
 
 def _taken(candidate: Candidate, parts: Mapping[str, Path]) -> Candidate:
     chosen = parts[candidate.part]
-    if candidate.left or candidate.path == chosen:
+    if candidate.reason or candidate.path == chosen:
         return candidate
-    return replace(candidate, left=f"{chosen} was taken")
+    return replace(candidate, reason=f"{chosen} was taken")
 
 
 def _undecided(root: Path, part: str, found: tuple[Candidate, ...]) -> CheckpointError:
     mine = [c for c in found if c.part == part]
-    listed = ", ".join(str(c.path) for c in mine if not c.left) or "none"
-    unusable = ", ".join(f"{c.path} ({c.left})" for c in mine if c.left)
+    listed = ", ".join(str(c.path) for c in mine if not c.reason) or "none"
+    unusable = ", ".join(f"{c.path} ({c.reason})" for c in mine if c.reason)
     passed = f"; left out: {unusable}" if unusable else ""
     return CheckpointError(
         f"Expected one {part.replace('_', ' ')} under {root} (or a card.yaml in it); found "
@@ -303,7 +308,7 @@ def _undecided(root: Path, part: str, found: tuple[Candidate, ...]) -> Checkpoin
         file=str(root),
         part=part,
         option=f"--{part.replace('_', '-')}",
-        found=[str(c.path) for c in mine if not c.left],
+        found=[str(c.path) for c in mine if not c.reason],
     )
 
 

@@ -200,7 +200,7 @@ class Conditions:
     """What a pass is conditioned on, and the parts of the model that guidance uses.
 
     Attributes:
-        through: Builds the observations and tied states, given a decoder for them.
+        build_observations: Builds the observations and tied states, given a decoder for them.
         decode: The model's decoder.
         tangent: An approximation of the decoder that is cheap to differentiate.
         covariance: Of a closed-form prior given a noisy state; None if the model has none.
@@ -208,7 +208,7 @@ class Conditions:
         chunks: How many states are decoded and differentiated at once; None for all.
     """
 
-    through: Callable[[Decode], ObservedBlankets]
+    build_observations: Callable[[Decode], ObservedBlankets]
     decode: Decode
     tangent: Decode
     covariance: CovarianceFilter | None = None
@@ -216,5 +216,5 @@ class Conditions:
     chunks: Chunks | None = None
 
     def observations(self) -> ObservedBlankets:
-        """Return the conditions through the model's own decoder."""
-        return self.through(self.decode)
+        """Build the observations and tied states with the model's own decoder."""
+        return self.build_observations(self.decode)

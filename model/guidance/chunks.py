@@ -120,18 +120,18 @@ class ChunkedTangent:
         self._join = Tangent(join, torch.cat([value.flatten() for value in values]))
         self.y = self._join.y
 
-    def pull(self, w: Tensor) -> Tensor:
+    def vjp(self, w: Tensor) -> Tensor:
         """Return the product of the transpose of the Jacobian with `w` (B, N), shaped as `x`."""
         total = torch.zeros_like(self.x)
-        parts = self._join.pull(w).split(self._sizes)
+        parts = self._join.vjp(w).split(self._sizes)
         for i, (piece, part) in enumerate(zip(self._pieces, parts, strict=True)):
-            piece.put(total, self._tangent(i).pull(part.view(self._shapes[i])))
+            piece.put(total, self._tangent(i).vjp(part.view(self._shapes[i])))
         return total
 
-    def push(self, u: Tensor) -> Tensor:
+    def jvp(self, u: Tensor) -> Tensor:
         """Return the product of the Jacobian with `u`, which has the shape of `x`; (B, N)."""
-        parts = [self._tangent(i).push(p.take(u)).flatten() for i, p in enumerate(self._pieces)]
-        return self._join.push(torch.cat(parts))
+        parts = [self._tangent(i).jvp(p.take(u)).flatten() for i, p in enumerate(self._pieces)]
+        return self._join.jvp(torch.cat(parts))
 
     def _tangent(self, index: int) -> Tangent:
         """Return a piece's linearisation; one that is not kept lives as long as the caller needs it."""

@@ -48,9 +48,9 @@ from model.guidance.base import BlanketRows, Denoise, Fit, FitReport, Observed, 
 from model.guidance.chunks import ChunkedTangent, SplitEquivalents
 from model.guidance.solvers import (
     SOLVERS,
-    GuessedStart,
     LinearMap,
     LinearSolution,
+    RecycledGuess,
     StopRule,
     Tangent,
 )
@@ -97,7 +97,7 @@ class Linearisation:
         else:
             chunks.fit(evaluate, lambda: _one_piece(split, self._x_hat.detach()))
             parts = split(chunks.states or 1, x_t.shape[1])
-            chunks.ask(sum(piece.decoded for piece in parts.pieces))
+            chunks.record(sum(piece.decoded for piece in parts.pieces))
             self._observed = ChunkedTangent(parts, self._x_hat, chunks.kept)
         self.x_hat, self.y_hat = self._observed.x, self._observed.y
 
@@ -131,11 +131,11 @@ class Linearisation:
 
     def observe_vjp(self, v: Tensor) -> Tensor:
         """Return H^T v, from (B, N) to (B, K, c, h, w)."""
-        return self._observed.pull(v)
+        return self._observed.vjp(v)
 
     def observe_jvp(self, u: Tensor) -> Tensor:
         """Return H u, from (B, K, c, h, w) to (B, N)."""
-        return self._observed.push(u)
+        return self._observed.jvp(u)
 
     def denoise_vjp(self, w: Tensor) -> Tensor:
         """Return J^T w, from and to (B, K, c, h, w)."""
@@ -150,7 +150,7 @@ def _one_piece(split: Callable[[int, int], SplitEquivalents], x: Tensor) -> tupl
     piece = max(pieces, key=lambda piece: piece.share)
     part = piece.take(x)
     tangent = Tangent(piece.read, part)
-    tangent.push(torch.zeros_like(part))
+    tangent.jvp(torch.zeros_like(part))
     return tangent, piece.decoded
 
 
@@ -270,19 +270,19 @@ class MMPS:
         self, gain: _Gain, innovation: Tensor, seen: Observed, sigma: Tensor, rows: BlanketRows
     ) -> LinearSolution:
         guess = self._recycled(rows, innovation)
-        start = None if guess is None else GuessedStart(gain, guess, innovation)
+        start = None if guess is None else RecycledGuess(gain, guess, innovation)
         b = innovation if start is None else start.solution.residual.to(innovation)
         # Conjugate gradients need the symmetric system: the multiple they start from stays.
-        beside = start is not None and self.settings.solver != "cg"
+        deflate = start is not None and self.settings.solver != "cg"
         solution = SOLVERS[self.settings.solver](
-            cast(GuessedStart, start).beside if beside else gain,
+            cast(RecycledGuess, start).deflated if deflate else gain,
             b,
             iterations=self.settings.iterations,
             stop=self._stop(seen, b, gain.variance, start),
             precondition=None if self.precondition is None else self.precondition(seen, sigma),
         )
         if start is not None:
-            solution = start.joined(solution)
+            solution = start.combined(solution)
         if self.settings.recycle:
             for i, key in enumerate(_keys(rows)):
                 self._previous[key] = solution.x[i]
@@ -299,7 +299,7 @@ class MMPS:
         return torch.stack(padded)
 
     def _stop(
-        self, seen: Observed, b: Tensor, variance: Tensor, start: GuessedStart | None
+        self, seen: Observed, b: Tensor, variance: Tensor, start: RecycledGuess | None
     ) -> StopRule | None:
         settings = self.settings
         if settings.fit is None and settings.tolerance is None:
@@ -308,7 +308,7 @@ class MMPS:
         size = torch.linalg.vector_norm(b.double(), dim=1)
 
         def stop(solution: LinearSolution) -> Tensor:
-            solution = solution if start is None else start.joined(solution)
+            solution = solution if start is None else start.combined(solution)
             done: Tensor = size == 0
             if settings.fit is not None:
                 left = _post_fit(solution, variance) / variance.sqrt()

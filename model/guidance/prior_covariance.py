@@ -139,10 +139,10 @@ class PriorCovariance:
 class Transform(Protocol):
     """A linear map T of blankets: with δ of covariance Σ, T δ has T Σ Tᵀ."""
 
-    def push(self, x: Tensor) -> Tensor:
+    def jvp(self, x: Tensor) -> Tensor:
         """Return T x for blankets (B, K, c, h, w)."""
 
-    def pull(self, x: Tensor) -> Tensor:
+    def vjp(self, x: Tensor) -> Tensor:
         """Return the product of the transpose of T with blankets (B, K, c, h, w)."""
 
 
@@ -194,29 +194,29 @@ def gauss_newton(
         )
         before = innovation if before is None else before
         point = _whitened(tangent, x)
-        right = innovation + point.push(x - x_hat)
-        push, pull = _controlled(point, transform)
+        right = innovation + point.jvp(x - x_hat)
+        jvp, vjp = _in_control_space(point, transform)
         guess, iterations = variational_increment(
             covariance,
-            push,
-            pull,
+            jvp,
+            vjp,
             right,
             iterations=settings.iterations,
             tolerance=settings.tolerance,
             first=guess,
         )
-        increment = guess if transform is None else transform.push(guess)
-        x, after = x_hat + increment, right - point.push(increment)
+        increment = guess if transform is None else transform.jvp(guess)
+        x, after = x_hat + increment, right - point.jvp(increment)
     return Analysed(x, cast(Tensor, before), after, iterations)
 
 
-def _controlled(point: Tangent, transform: Transform | None) -> tuple[LinearMap, LinearMap]:
+def _in_control_space(point: Tangent, transform: Transform | None) -> tuple[LinearMap, LinearMap]:
     """Return J T and its transpose."""
     if transform is None:
-        return point.push, point.pull
+        return point.jvp, point.vjp
     return (
-        lambda x: point.push(transform.push(x)),
-        lambda w: transform.pull(point.pull(w)),
+        lambda x: point.jvp(transform.jvp(x)),
+        lambda w: transform.vjp(point.vjp(w)),
     )
 
 
@@ -235,7 +235,7 @@ def build_prior_covariance(
         )
     return PriorCovariance(
         conditions.observations(),
-        conditions.through(conditions.tangent),
+        conditions.build_observations(conditions.tangent),
         conditions.covariance,
         settings,
         conditions.report,
@@ -337,7 +337,7 @@ class PriorStart:
     ) -> None:
         self.prior = prior
         self.observations = conditions.observations()
-        self.tangent = conditions.through(conditions.tangent)
+        self.tangent = conditions.build_observations(conditions.tangent)
         self.seed = seed
         self.members = members
         self.settings = settings
@@ -356,7 +356,7 @@ class PriorStart:
         seen = self.tangent.select(rows, x_t)
         if seen is None:
             return mean + self.spread * self.prior.filter(x_t, torch.sqrt)
-        if not _alike(seen, rows):
+        if not _same_observations(seen, rows):
             return self._one_by_one(mean, x_t, rows)
         for i, blanket in enumerate(rows.blanket.tolist()):
             if blanket not in self._means:
@@ -389,9 +389,9 @@ class PriorStart:
         point = _whitened(tangent, analysed[chosen])
         increment, _ = variational_increment(
             self.prior.filter,
-            point.push,
-            point.pull,
-            self._noise(tangent, part) - point.push(drawn),
+            point.jvp,
+            point.vjp,
+            self._noise(tangent, part) - point.jvp(drawn),
             iterations=self.settings.member_iterations,
             tolerance=self.settings.member_tolerance,
         )
@@ -421,7 +421,7 @@ class PriorStart:
         return torch.stack(draws).to(seen.values) * seen.present
 
 
-def _alike(seen: Observed, rows: BlanketRows) -> bool:
+def _same_observations(seen: Observed, rows: BlanketRows) -> bool:
     """Return whether all rows of a blanket have the same observed values."""
     for blanket in torch.unique(rows.blanket):
         values = seen.values[rows.blanket == blanket]

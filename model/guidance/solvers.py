@@ -53,10 +53,10 @@ from model.nn.frozen import linearising
 
 __all__ = [
     "Filter",
-    "GuessedStart",
     "KrylovSolver",
     "LinearMap",
     "LinearSolution",
+    "RecycledGuess",
     "SOLVERS",
     "StopRule",
     "Tangent",
@@ -87,13 +87,13 @@ class Tangent:
         self.x, self.y = self._x.detach(), self._y.detach()
         self._recorded: tuple[Tensor, Tensor] | None = None
 
-    def pull(self, w: Tensor) -> Tensor:
+    def vjp(self, w: Tensor) -> Tensor:
         """Return the product of the transpose of J with `w` (B, N), with the shape of `x`."""
         if self._recorded is None:
             return self._record(w)[1].detach()
         return torch.autograd.grad(self._y, self._x, w, retain_graph=True)[0]
 
-    def push(self, u: Tensor) -> Tensor:
+    def jvp(self, u: Tensor) -> Tensor:
         """Return the product of J with `u`, which has the shape of `x`; with shape (B, N)."""
         cotangent, adjoint = self._recorded or self._record(torch.zeros_like(self.y))
         return torch.autograd.grad(adjoint, cotangent, u, retain_graph=True)[0]
@@ -261,11 +261,11 @@ def cg(
     return solution
 
 
-class GuessedStart:
+class RecycledGuess:
     """Combine a multiple of a guess with the solution of the remaining system.
 
     The best multiple of the guess g leaves the smallest residual, row by row. The solver for the rest
-    sees A without the component along A g (`beside`), which is the same as choosing the multiple
+    sees A without the component along A g (`deflated`), which is the same as choosing the multiple
     last: the residual is the smallest of all combinations of the guess and the solver's directions.
 
     Arguments:
@@ -289,7 +289,7 @@ class GuessedStart:
         self.solution = LinearSolution(factor * guess, b - along * self._unit, factor)
         self._shares: list[Tensor] = []
 
-    def beside(self, v: Tensor) -> Tensor:
+    def deflated(self, v: Tensor) -> Tensor:
         """Return A v without its part along A g, from and to (B, N)."""
         image = self._apply(v).double()
         share = torch.linalg.vecdot(self._unit, image)[:, None]
@@ -297,7 +297,7 @@ class GuessedStart:
         rest: Tensor = (image - share * self._unit).to(v)
         return rest
 
-    def joined(self, rest: LinearSolution) -> LinearSolution:
+    def combined(self, rest: LinearSolution) -> LinearSolution:
         """Return the solution, given that of the remaining system, whose vectors come second."""
         factor = self.solution.coefficients
         if self._shares:
@@ -326,8 +326,8 @@ FLOOR = 1e-3
 
 def variational_increment(
     spectral_filter: Filter,
-    push: Map,
-    pull: Map,
+    jvp: Map,
+    vjp: Map,
     innovation: Tensor,
     *,
     iterations: int,
@@ -339,8 +339,8 @@ def variational_increment(
 
     Arguments:
         spectral_filter: Applies functions of the covariance.
-        push: J, from (B, *) to (B, N).
-        pull: The transpose of J, from (B, N) to (B, *).
+        jvp: J, from (B, *) to (B, N).
+        vjp: The transpose of J, from (B, N) to (B, *).
         innovation: In units of the observation error, zero where padded, with shape (B, N).
         iterations: At most.
         tolerance: Of the residual in the norm of M, relative to the right-hand side.
@@ -350,9 +350,9 @@ def variational_increment(
     Returns:
         δ with shape (B, *), and the number of iterations.
     """
-    residual = pull(innovation)
+    residual = vjp(innovation)
     axes = tuple(range(1, residual.ndim))
-    row_kappa = (share * _information(push, residual)).clamp(min=1e-12).to(residual)
+    row_kappa = (share * _information(jvp, residual)).clamp(min=1e-12).to(residual)
     kappa = row_kappa.reshape(-1, *(1 for _ in axes))
 
     def precondition(r: Tensor) -> Tensor:
@@ -369,7 +369,7 @@ def variational_increment(
         # δ = Σ u for about u = Σ⁻¹ `first`, so that Σ⁻¹ δ is known without rounding.
         inverse = spectral_filter(first, lambda v: 1.0 / (v + FLOOR))
         delta = spectral_filter(inverse, lambda v: v)
-        residual = residual - inverse - pull(push(delta))
+        residual = residual - inverse - vjp(jvp(delta))
         z = precondition(residual)
         size = dot(residual, z)
     direction = z
@@ -377,7 +377,7 @@ def variational_increment(
     for i in range(iterations):
         if bool((size <= goal).all()):
             return delta, i
-        image = weighted + pull(push(direction))
+        image = weighted + vjp(jvp(direction))
         curvature = dot(direction, image).clamp(min=1e-300)
         step = torch.where(size > goal, size / curvature, 0.0).to(z)
         delta = delta + step * direction
@@ -390,9 +390,9 @@ def variational_increment(
     return delta, iterations
 
 
-def _information(push: Map, like: Tensor) -> Tensor:
+def _information(jvp: Map, like: Tensor) -> Tensor:
     """Estimate tr(JᵀJ) / n of each row (B,) from one fixed random vector (Hutchinson's estimator)."""
     draw = torch.Generator().manual_seed(0)
     probe = torch.randn(like.shape[1:], generator=draw).to(like)
     size = probe.numel()
-    return push(probe.expand(like.shape).contiguous()).square().sum(dim=1) / size
+    return jvp(probe.expand(like.shape).contiguous()).square().sum(dim=1) / size

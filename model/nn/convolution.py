@@ -23,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from model.nn.frozen import (
     FixedConvolution,
     FrozenBlock,
-    asked_for,
     fixed_convolution,
     fixed_residual,
+    gradient_is_computed,
     is_linearising,
     plain_autograd,
     product_type,
@@ -154,7 +154,7 @@ class _StandardiseAdjoint(torch.autograd.Function):
         first = second = None
         if ctx.needs_input_grad[0]:
             first = _StandardiseAdjoint.apply(tangent, x, mean, rstd, weight, ctx.eps)  # type: ignore[no-untyped-call]
-        if ctx.needs_input_grad[1] and asked_for(ctx, 1):
+        if ctx.needs_input_grad[1] and gradient_is_computed(ctx, 1):
             second = _curvature(tangent, gradient, x, weight[0], ctx.eps)
         return first, second, None, None, None, None
 

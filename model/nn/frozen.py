@@ -22,9 +22,9 @@ from torch import Tensor
 __all__ = [
     "FixedConvolution",
     "FrozenBlock",
-    "asked_for",
     "fixed_convolution",
     "fixed_residual",
+    "gradient_is_computed",
     "is_linearising",
     "linearising",
     "plain_autograd",
@@ -100,7 +100,7 @@ class _Adjoint(torch.autograd.Function):
         return product, None, None
 
 
-def asked_for(ctx: Any, position: int) -> bool:
+def gradient_is_computed(ctx: Any, position: int) -> bool:
     """Return whether the running backward pass computes the gradient of an input.
 
     `needs_input_grad` only says that the input requires one; the tangent-linear products of guidance
@@ -224,7 +224,7 @@ class _ResidualAdjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         x, *kept = ctx.saved_tensors
-        if ctx.needs_input_grad[2] and asked_for(ctx, 1):
+        if ctx.needs_input_grad[2] and gradient_is_computed(ctx, 1):
             raise RuntimeError(
                 "Expected derivatives of a linearised block in its cotangent alone; a second "
                 "derivative in the state was asked for. Evaluate it outside `linearising()`."

@@ -29,7 +29,7 @@ from torch import Tensor
 from model.nn.frozen import FixedConvolution, FrozenBlock
 
 __all__ = [
-    "Cover",
+    "TileSet",
     "TiledBlock",
     "TiledConvolution",
     "coarsened",
@@ -62,7 +62,7 @@ def coarsened(points: Mask, factor: tuple[int, int]) -> Mask:
 
 
 @dataclass(frozen=True, eq=False)
-class Cover:
+class TileSet:
     """The tiles that are computed of images of equal size.
 
     Attributes:
@@ -76,7 +76,7 @@ class Cover:
     numbers: Int
 
     @classmethod
-    def of(cls, points: Sequence[Mask], side: int) -> "Cover":
+    def of(cls, points: Sequence[Mask], side: int) -> "TileSet":
         """Return the tiles of `side` points that hold any of these, one mask (H, W) per image."""
         held = np.stack([coarsened(mask, (side, side)) for mask in points])
         return cls(held.shape[1], held.shape[2], np.flatnonzero(held))
@@ -85,13 +85,13 @@ class Cover:
         return len(self.numbers)
 
     def positions(self, numbers: Int) -> Int:
-        """Return the positions of these tiles in the cover, -1 for those not in it."""
+        """Return the positions of these tiles in the set, -1 for those not in it."""
         if not len(self):
             return np.full(len(numbers), -1)
         place = np.minimum(np.searchsorted(self.numbers, numbers), len(self) - 1)
         return np.where(self.numbers[place] == numbers, place, -1)
 
-    def around(self, source: "Cover") -> Int:
+    def around(self, source: "TileSet") -> Int:
         """Return positions in `source` of the 3 x 3 tiles around each, -1 for none; shape (9, n)."""
         row = self.numbers // self.columns % self.rows
         column = self.numbers % self.columns
@@ -132,23 +132,26 @@ def select(tiles: Tensor, count: int, positions: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TiledConvolution(FixedConvolution):
-    """A zero-padded convolution with fixed weights from the tiles of one cover to those of another.
+    """A zero-padded convolution with fixed weights from the tiles of one set to those of another.
 
     Attributes:
-        forth: Positions among the sources of the 3 x 3 tiles around each target, with shape (9, n).
-        back: Positions among the targets of those around each source.
+        forward_index: Positions among the sources of the 3 x 3 tiles around each target, with
+            shape (9, n).
+        adjoint_index: Positions among the targets of those around each source.
     """
 
-    forth: Tensor
-    back: Tensor
+    forward_index: Tensor
+    adjoint_index: Tensor
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = None if bias is None else bias.to(self.kind)
-        image = self._with_margin(x.to(self.kind), self.forth, self.back.shape[1])
+        image = self._with_margin(x.to(self.kind), self.forward_index, self.adjoint_index.shape[1])
         return F.conv2d(image, self.weight.to(self.kind), bias)
 
     def adjoint(self, gradient: Tensor, size: torch.Size, stride: tuple[int, ...]) -> Tensor:
-        image = self._with_margin(gradient.to(self.kind), self.back, self.forth.shape[1])
+        image = self._with_margin(
+            gradient.to(self.kind), self.adjoint_index, self.forward_index.shape[1]
+        )
         return F.conv2d(image, self.weight.to(self.kind).flip(2, 3).transpose(0, 1))
 
     def _with_margin(self, tiles: Tensor, around: Tensor, count: int) -> Tensor:
@@ -173,7 +176,7 @@ class TiledConvolution(FixedConvolution):
 
 @dataclass(frozen=True, eq=False)
 class TiledBlock(FrozenBlock):
-    """A frozen residual block from the tiles of one cover to those of a smaller one.
+    """A frozen residual block from the tiles of one set to those of a smaller one.
 
     Attributes:
         kept: Positions of the target tiles among the sources, with shape (n,).

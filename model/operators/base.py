@@ -25,7 +25,7 @@ from model.domain.grids import Grid
 from model.domain.variables import Channel
 
 __all__ = [
-    "Built",
+    "FamilyStencil",
     "ModelDomain",
     "ObservationOperator",
     "OperatorFamily",
@@ -281,7 +281,7 @@ class ObservationOperator(Protocol):
 
 
 @dataclass(frozen=True)
-class Built:
+class FamilyStencil:
     """The operator of one family for `n` points of one variable.
 
     Attributes:
@@ -310,7 +310,7 @@ class OperatorFamily(Protocol):
     def accepts(self, variable: str, vertical_kind: str) -> bool:
         """Return whether the family observes `variable` with that kind of vertical coordinate."""
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         """Return stencils for points that all observe `variable`.
 
         Returns:

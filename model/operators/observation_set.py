@@ -22,7 +22,7 @@ from model.domain.grids import Grid
 from model.domain.observations import QC_FLAGS
 from model.domain.registry import Registry
 from model.domain.variables import Channel
-from model.operators.base import Built, ModelDomain, OperatorFamily, Points, Statics
+from model.operators.base import FamilyStencil, ModelDomain, OperatorFamily, Points, Statics
 from model.operators.composite import CompositeOperator, FamilyBlock, representativeness_std
 from model.operators.surface import (
     SurfaceDewpointFamily,
@@ -346,13 +346,15 @@ def build_observation_set(
 
 def _build(
     name: str | None, rows: Rows, index: Int, variable: str, kind: str, domain: ModelDomain
-) -> Built | None:
+) -> FamilyStencil | None:
     if name is None:
         return None
     return OPERATORS[name].build(rows.points(index, kind), variable, domain)
 
 
-def _gather(parts: list[tuple[str, Int, Built]], rows: Rows, domain: ModelDomain) -> ObservationSet:
+def _gather(
+    parts: list[tuple[str, Int, FamilyStencil]], rows: Rows, domain: ModelDomain
+) -> ObservationSet:
     kept = np.zeros(len(rows.used), dtype=bool)
     for _, index, built in parts:
         kept[index[built.accepted]] = True

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.domain.grids import bilinear
-from model.operators.base import Built, ModelDomain, Points, Stencil
+from model.operators.base import FamilyStencil, ModelDomain, Points, Stencil
 
 __all__ = [
     "channels_of",
@@ -129,7 +129,7 @@ def place(
     vector: bool = False,
     accepted: NDArray[np.bool_] | None = None,
     parameters: dict[str, Float] | None = None,
-) -> Built:
+) -> FamilyStencil:
     """Complete a stencil, given its channel part (n, K, P): add weights in time and between cells."""
     lat, lon, possible = positioned(points)
     cell, cell_weight = bilinear(domain.grid, lat, lon, vector=vector)
@@ -138,4 +138,4 @@ def place(
     if accepted is not None:
         inside &= accepted
     stencil = Stencil(time, time_weight, channel, channel_weight, cell, cell_weight)
-    return Built(stencil, inside, parameters or {})
+    return FamilyStencil(stencil, inside, parameters or {})

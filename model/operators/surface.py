@@ -42,7 +42,7 @@ from model.domain.physics import (
     vapour_pressure,
 )
 from model.domain.variables import SURFACE
-from model.operators.base import Built, ModelDomain, Points
+from model.operators.base import FamilyStencil, ModelDomain, Points
 from model.operators.placement import channels_of, place, positioned, pressure_stencil
 
 __all__ = [
@@ -76,7 +76,7 @@ class SurfaceFamily:
         """Accept the surface variables of the state."""
         return variable in SURFACE and vertical_kind == "surface"
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         index = domain.surface_channel(variable)
         if index is None:
             return None
@@ -101,7 +101,7 @@ class SurfaceFamily:
         return ingredients[..., 0] + parameters["offset"]
 
 
-def _keep_sea(built: Built, land_sea_mask: Float) -> None:
+def _keep_sea(built: FamilyStencil, land_sea_mask: Float) -> None:
     """Take the weight from land cells and share it among sea cells, in place."""
     weights = built.stencil.cell_weight
     weights *= land_sea_mask.reshape(-1)[built.stencil.cell] < LAND
@@ -123,7 +123,7 @@ class SurfacePressureFamily:
         """Accept `surface_pressure` at the height of a station."""
         return variable == "surface_pressure" and vertical_kind == "surface"
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         msl = domain.surface_channel("mean_sea_level_pressure")
         t2m = domain.surface_channel("2m_temperature")
         if msl is None or t2m is None:
@@ -188,7 +188,7 @@ class SurfaceHumidityFamily:
         """Return whether the variable is `2m_relative_humidity` at the surface."""
         return variable == "2m_relative_humidity" and vertical_kind == "surface"
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         pressure = _station_pressure(points, domain)
         humidity = _near_ground(domain, "specific_humidity", pressure)
         temperature = self._temperature(points, domain, pressure)
@@ -236,7 +236,7 @@ class SurfaceDewpointFamily:
         """Return whether the variable is `2m_dewpoint_temperature` at the surface."""
         return variable == "2m_dewpoint_temperature" and vertical_kind == "surface"
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         pressure = _station_pressure(points, domain)
         humidity = _near_ground(domain, "specific_humidity", pressure)
         if humidity is None:

@@ -48,7 +48,7 @@ from model.domain.physics import (
     vapour_pressure,
 )
 from model.domain.variables import ATMOSPHERIC
-from model.operators.base import Built, ModelDomain, Points
+from model.operators.base import FamilyStencil, ModelDomain, Points
 from model.operators.placement import channels_of, log_pressure, place, pressure_stencil
 from model.operators.surface import model_height
 
@@ -77,7 +77,7 @@ class PressureLevelFamily:
         """Accept upper-air variables of the state at a pressure."""
         return variable in ATMOSPHERIC and vertical_kind == "pressure"
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         levels = pressure_stencil(domain, variable, points.vertical)
         if levels is None:
             return None
@@ -109,7 +109,7 @@ class HeightLevelFamily:
         """Accept upper-air variables but geopotential, at a height."""
         return variable in VARIABLES and vertical_kind == "height"
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         geopotential, levels = domain.column("geopotential")
         values, value_levels = domain.column(variable)
         if len(levels) < 2 or not np.array_equal(levels, value_levels):
@@ -160,7 +160,7 @@ class RelativeHumidityFamily:
         """Accept `relative_humidity` at a pressure or height."""
         return variable == "relative_humidity" and vertical_kind in ("pressure", "height")
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         if points.vertical_kind == "height":
             points = points.at_pressure(pressure_at_height(points.vertical))
         humidity = pressure_stencil(domain, "specific_humidity", points.vertical)
@@ -195,7 +195,7 @@ class WindSpeedFamily:
             return vertical_kind == "surface"
         return variable == "wind_speed" and vertical_kind in ("pressure", "height")
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         if variable == "10m_wind_speed":
             return self._near_surface(points, domain)
         if points.vertical_kind == "height":
@@ -210,7 +210,7 @@ class WindSpeedFamily:
         weight = np.stack((parts[0][1], parts[1][1]), axis=1)
         return place(points, domain, channel, weight, vector=True, accepted=parts[0][2])
 
-    def _near_surface(self, points: Points, domain: ModelDomain) -> Built | None:
+    def _near_surface(self, points: Points, domain: ModelDomain) -> FamilyStencil | None:
         u = domain.surface_channel("10m_u_component_of_wind")
         v = domain.surface_channel("10m_v_component_of_wind")
         if u is None or v is None:
@@ -251,7 +251,7 @@ class ColumnFamily:
         """Accept `total_column_water_vapour` of the column above a place."""
         return variable == "total_column_water_vapour" and vertical_kind in ("column", "surface")
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         indices, levels = domain.column("specific_humidity")
         if not len(indices):
             return None
@@ -275,7 +275,7 @@ class ThicknessFamily:
         """Accept `geopotential_thickness` of a layer between two pressures."""
         return variable == "geopotential_thickness" and vertical_kind == "layer"
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         bottom = pressure_stencil(domain, "geopotential", points.vertical)
         top = pressure_stencil(domain, "geopotential", points.vertical_top)
         if bottom is None or top is None:
@@ -312,7 +312,7 @@ class BrightnessFamily:
         """Accept `brightness_temperature` of an instrument channel."""
         return variable == "brightness_temperature" and vertical_kind == "channel"
 
-    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> FamilyStencil | None:
         indices, _ = domain.column("temperature")
         functions = domain.statics.weighting_functions
         if not len(indices) or not functions:
@@ -331,7 +331,7 @@ class BrightnessFamily:
             known |= here
         channel = np.broadcast_to(indices, weight.shape)
         built = place(points, domain, channel, weight, accepted=known)
-        return Built(built.stencil, built.accepted, reason="operator_failed")
+        return FamilyStencil(built.stencil, built.accepted, reason="operator_failed")
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         return ingredients[..., 0]

@@ -47,7 +47,7 @@ _INDEX = re.compile(r"[0-9]{1,12}")
 
 
 def around_the_globe(dataset: xr.Dataset) -> xr.Dataset:
-    """The fields over longitudes from -180 to 360 degrees, each column as often as it takes.
+    """Return the fields over longitudes from -180 to 360 degrees, columns repeated as needed.
 
     Points may then be given as -5 or 355, the nearest cell is found across the seam of the grid,
     and areas may cross it. Variables that are no fields are left out.
@@ -66,7 +66,7 @@ def around_the_globe(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _formats() -> dict[str, Callable[[xr.Dataset], Any]]:
-    """The library's formats, bounded; those that write NetCDF do it alone, as HDF5 needs."""
+    """Return xpublish's output formats with a limit on values; NetCDF writers hold the HDF5 lock."""
     found = dict(output_formats())
     for name in ("nc", "nc4", "netcdf", "netcdf4"):
         if name in found:
@@ -84,7 +84,7 @@ def _bounded(write: Callable[[xr.Dataset], Any], form: str) -> Callable[[xr.Data
 
 
 def _select_by_area(dataset: xr.Dataset, polygon: Any) -> xr.Dataset:
-    """The library's selection, if the area has not too many cells: it picks them one by one."""
+    """Select by area with xpublish, after a check of the number of cells: it selects one by one."""
     west, south, east, north = polygon.bounds
     lon, lat = dataset["longitude"].values, dataset["latitude"].values
     lon, lat = lon[(lon >= west) & (lon <= east)], lat[(lat >= south) & (lat <= north)]
@@ -107,14 +107,14 @@ def _alone(write: Callable[[xr.Dataset], Any]) -> Callable[[xr.Dataset], Any]:
 
 
 def _metadata(dataset: xr.Dataset, formats: list[str]) -> Any:
-    """The library's description, of each column once."""
+    """Return xpublish's description of a collection, without the repeated columns."""
     longitude = dataset["longitude"].values
     once = dataset.isel(longitude=(longitude >= -180.0) & (longitude < 180.0))
     return metadata.collection_metadata(once, formats)
 
 
 def _vertical_extent(dataset: xr.Dataset) -> Any:
-    """Levels as numbers; the library's own function gives a text, which its model refuses."""
+    """Return the levels as numbers; xpublish gives a text, which its own model refuses."""
     if "Z" not in dataset.cf:
         return None
     levels = dataset.cf["Z"]
@@ -127,7 +127,7 @@ def _vertical_extent(dataset: xr.Dataset) -> Any:
 
 
 def _chunk_indices(path: str) -> tuple[int, ...]:
-    """The library's indices of a chunk, plain digits only: a negative one would count backwards."""
+    """Return the indices of a chunk, plain digits only: a negative one would count backwards."""
     parts = path.split("/") if path else []
     if not all(_INDEX.fullmatch(part) for part in parts):
         raise HTTPException(404, f"Expected a chunk such as 0/1/2; got '{path[:80]}'.")
@@ -190,7 +190,7 @@ class Edr(upstream.CfEdrPlugin):  # type: ignore[misc]
 
     @hookimpl
     def dataset_router(self, deps: Dependencies) -> APIRouter:
-        """The routes of one data set."""
+        """Return the routes of one data set."""
 
         def wide(dataset_id: str) -> xr.Dataset:
             opened: OpenDataset = self.library.get(dataset_id)
@@ -219,13 +219,13 @@ class PublishedAnalyses(Plugin):
 
     @hookimpl
     def get_dataset(self, dataset_id: str) -> xr.Dataset:
-        """The data set of an id, as in its file."""
+        """Return the data set of an id, as in its file."""
         raw: xr.Dataset = self.library.get(dataset_id).raw
         return raw
 
 
 class DerivedCache:
-    """What plugins derive from a data set (its zarr metadata), the newest few.
+    """Cache of the newest values that plugins derive from data sets, such as zarr metadata.
 
     xpublish's own cache is not made for threads. Responses are not kept: chunks are cheap to read.
     """
@@ -241,7 +241,7 @@ class DerivedCache:
             return self._kept.get(key, default)
 
     def put(self, key: str, value: Any, cost: float, nbytes: int | None = None) -> None:
-        """Keeps `value` unless it is a response."""
+        """Store `value` unless it is a response."""
         if isinstance(value, Response):
             return
         with self._lock:
@@ -269,24 +269,24 @@ class DataRest(Rest):
 
 
 async def bad_request(request: Request, error: Exception) -> Response:
-    """What the plugins raise for queries that name what is not in the data set."""
+    """Answer exceptions that plugins raise for queries that name what is not in the data set."""
     log.info("query_refused", path=request.url.path, error=repr(error)[:300])
     detail = f"The query does not fit the data set: {type(error).__name__}: {error}."
     return problem_response(request, "invalid_input", detail[:500])
 
 
 async def unexpected_error(request: Request, error: Exception) -> Response:
-    """Answer an error that nobody foresaw as a problem document."""
+    """Answer an unexpected exception with a problem document."""
     detail = f"The data set could not be read: {type(error).__name__}. The log has the cause."
     return problem_response(request, "internal_error", detail)
 
 
 def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
-    """The application; its paths are relative to where it is mounted.
+    """Build the application; its paths are relative to where it is mounted.
 
     Arguments:
         library: The data sets.
-        most_values: Most values of one EDR answer.
+        most_values: Maximum number of values of one EDR answer.
     """
     # A chunk that holds nothing but zeros is sent like any other.
     zarr.config.set({"array.write_empty_chunks": True})

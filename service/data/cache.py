@@ -1,4 +1,4 @@
-"""Keep what was made last, by what was asked: fields, pictures, descriptions."""
+"""Cache fields, pictures and descriptions in memory; concurrent requests compute each value once."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 
 class KeyedLocks(Generic[Key]):
-    """A lock for each key, so that those who make the same wait for each other and nobody else does."""
+    """One lock per key, so that only threads that compute the same value wait for each other."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -37,9 +37,9 @@ class KeyedLocks(Generic[Key]):
 
 
 class BoundedCache(Generic[Key, Value]):
-    """Values by key, those used last up to a total size; safe to use from several threads.
+    """Cache of the most recently used values up to a total size; safe to use from several threads.
 
-    What many ask for at once is made once: the others wait for it.
+    If several threads ask for a missing key at once, one computes the value and the others wait.
 
     Arguments:
         most: Total size; one value is kept however large it is.
@@ -55,7 +55,7 @@ class BoundedCache(Generic[Key, Value]):
         self._making: KeyedLocks[Key] = KeyedLocks()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """Return the value of a key, made if there is none; whatever `make` raises is raised."""
+        """Return the value of a key, computed by `make` if it is missing; errors of `make` propagate."""
         known = self._recall(key)
         if known is not None:
             return known

@@ -45,13 +45,13 @@ MERCATOR_RADIUS = 6_378_137.0
 """Metres, of the sphere of Web Mercator."""
 
 DEFAULT_LEVEL = 500.0
-"""hPa, of leveled fields where none is asked for."""
+"""Default level of fields on pressure levels, in hPa."""
 
 PICTURE_BYTES = 32_000_000
-"""Pictures in memory: some thousand tiles, for those who look at the same map."""
+"""Size of the cache of pictures in bytes: some thousand tiles, shared by users of the same map."""
 
 COMPRESSION = 1
-"""Of PNG: smooth fields are hardly smaller with more, which takes several times as long."""
+"""Compression level of PNG: higher levels hardly shrink smooth fields and take several times as long."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class MapLayer:
 
     Attributes:
         collection: `filtering-final`, or the id of a result.
-        field: Name of the quantity; empty for the first that there is.
-        statistic: What is made of the members.
-        time: As a request has it; empty for the last.
+        field: Name of the quantity; empty for the first available.
+        statistic: Statistic over the members.
+        time: Valid time as given in the request; empty for the latest.
         level: hPa; None for 500.
     """
 
@@ -133,9 +133,9 @@ class Drawing:
     """Draws layers of published results.
 
     Attributes:
-        reader: Of fields.
-        analyses: What is published.
-        kept: The pictures drawn last.
+        reader: Reader of fields.
+        analyses: Catalogue of published results.
+        kept: Cache of pictures.
     """
 
     reader: FieldReader
@@ -145,11 +145,11 @@ class Drawing:
     )
 
     def request(self, layer: MapLayer, name: str = "datetime") -> FieldRequest:
-        """Return the one field that a layer means, of one result at one time; nothing is read.
+        """Resolve a layer to one field of one result at one time, without reading values.
 
         Arguments:
-            layer: As it was asked for.
-            name: Of the parameter with the time.
+            layer: The layer requested.
+            name: Name of the request parameter that holds the time, for error messages.
 
         Raises:
             NotFound: If there is no such collection, or it has no such time.
@@ -212,7 +212,7 @@ def _table(name: str) -> NDArray[np.uint8]:
 
 
 def _png(found: Extracted, values: Float, background: tuple[int, int, int] | None) -> bytes:
-    """Return values in their colours: a picture with a palette where all are defined."""
+    """Return values as a coloured PNG, with a palette if no value is missing."""
     name, (low, high) = found.colours
     defined = np.isfinite(values)
     with np.errstate(invalid="ignore"):

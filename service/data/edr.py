@@ -33,7 +33,7 @@ from service.maps.collections import Holding, ResultCollection
 __all__ = ["Query", "answer"]
 
 MOST_RESULTS = 240
-"""Files of one answer: ten days of hourly analyses."""
+"""Maximum number of files read for one answer: ten days of hourly analyses."""
 
 MOST_POINTS = 10_000
 
@@ -49,7 +49,7 @@ _REPEATED = re.compile(r"R(\d{1,4})/([-+.\deE]+)/([-+.\deE]+)")
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of a collection.
+    """A parsed query of a collection.
 
     Attributes:
         type: The kind of query.
@@ -71,7 +71,7 @@ class Query:
 def answer(
     library: DatasetLibrary, collection: ResultCollection, query: Query, most: int, form: str
 ) -> xr.Dataset:
-    """Return what a query selects, read.
+    """Return the data that a query selects, loaded into memory.
 
     Its attributes name the `query`, and the variables on levels as `leveled`.
 
@@ -147,7 +147,7 @@ def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
 def _part(dataset: xr.Dataset, times: list[datetime], query: Query) -> xr.Dataset:
     """Return what a query selects of one result, lazily."""
     fields = dataset[_fields_of(dataset, query.parameters)]
-    # Coordinates that queries do not answer with.
+    # Drop all coordinates that an answer does not carry.
     kept = ("time", "realization", LEVELS, *_HORIZONTAL)
     fields = fields.drop_vars([name for name in fields.coords if name not in kept])
     moments = np.array([np.datetime64(time.replace(tzinfo=None), "ns") for time in times])
@@ -167,7 +167,7 @@ def _part(dataset: xr.Dataset, times: list[datetime], query: Query) -> xr.Datase
 
 
 def _fields_of(dataset: xr.Dataset, names: Sequence[str] = ()) -> list[str]:
-    """Return which of the variables called so are fields of a data set; all of them for none."""
+    """Return those of `names` that are fields of a data set; all its fields if none are named."""
     fields = [str(n) for n, v in dataset.data_vars.items() if set(_HORIZONTAL) <= set(v.dims)]
     return [name for name in names if name in fields] if names else fields
 
@@ -294,7 +294,7 @@ def _path(text: str, grid: Grid) -> tuple[Float, dict[str, Float]]:
         longest = np.abs(np.diff(points[:, :2], axis=0)).max(axis=1)
         counts = np.maximum(1, np.ceil(longest / step)).astype(np.int64)
         total += 1 + int(counts.sum())
-        _check_points(total)  # before they are made: a short text may cross the globe often
+        _check_points(total)  # before they are created: a short WKT may cross the globe many times
         found.append(points[:1])
         for start, end, count in zip(points[:-1], points[1:], counts, strict=True):
             shares = np.arange(1, count + 1)[:, None] / count

@@ -85,7 +85,7 @@ def _link(href: str, rel: str, media: str, title: str) -> Json:
 
 
 class Descriptions:
-    """Describes collections; what a result's file says is read once.
+    """Describe collections; the file of each result is read once.
 
     Arguments:
         library: Open data sets.

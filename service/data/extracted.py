@@ -1,4 +1,4 @@
-"""Hold a field that was read, and say how it is shown: colours and their ends, units, metadata."""
+"""Hold an extracted field and how to display it: colour map and its range, units, metadata."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ __all__ = ["Extracted", "colour_maps"]
 DIFFERENCES = "RdBu_r"
 SPREADS = "YlOrBr"
 PROBABILITIES = "BuPu"
-"""From nearly white, on which coastlines and lines are seen where nothing is likely."""
+"""Colour map that starts near white, so that coastlines stay visible where probabilities are low."""
 VECTORS = ("u", "v", "u10", "v10")
 
 
@@ -27,11 +27,11 @@ class Extracted:
     """A field on the grid of its result.
 
     Attributes:
-        request: What was asked, with result, time and levels as found.
+        request: The request, with result, time and levels resolved.
         field: The quantity.
         values: float32 (Y, X), NaN where undefined.
-        grid: Of the result.
-        manifest: Of the result.
+        grid: Grid of the result.
+        manifest: Manifest of the result.
     """
 
     request: FieldRequest
@@ -72,7 +72,7 @@ class Extracted:
 
     @property
     def contour(self) -> float:
-        """Return the distance of contours: of a difference or a spread a fifth of a large one."""
+        """Return the contour interval; for a difference or spread, a fifth of the field's `span`."""
         statistic = self.request.statistic
         if statistic.kind == "probability":
             return 0.0
@@ -81,7 +81,7 @@ class Extracted:
 
     @property
     def display(self) -> DisplayUnits:
-        """Return how people read the values; departures take no offset."""
+        """Return the display units; differences and spreads take no offset."""
         if self.request.statistic.kind == "probability":
             return DisplayUnits(units="%", scale=100.0, offset=0.0)
         shown = self.field.shown

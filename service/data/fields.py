@@ -37,7 +37,7 @@ from worker.results.manifest import AnalysisManifest
 __all__ = ["FieldReader"]
 
 KEPT_BYTES = 100_000_000
-"""Extracted fields in memory: 24 at 0.25 degrees, thousands of a coarse grid."""
+"""Size of the cache of extracted fields: 24 at 0.25 degrees, thousands of a coarse grid."""
 
 BACKGROUND_ROLE = "background"
 
@@ -194,7 +194,7 @@ class _Opened:
         return [float(p) / 100.0 for p in self.dataset["air_pressure"].values]
 
     def field(self, name: str) -> MapField:
-        """Return the quantity called so.
+        """Return the quantity of this name.
 
         Raises:
             UnknownName: If this result cannot show it; lists what it can.
@@ -249,7 +249,9 @@ class _Opened:
         )
 
     def statistic(self, request: FieldRequest) -> Array:
-        """Return the statistic of a settled request, with shape (Y, X); of two results the first's."""
+        """Return the statistic of a settled request, with shape (Y, X); for a difference of two results,
+        that of the first.
+        """
         field, wanted = self.field(request.name), request.statistic
         if wanted.kind == "member":
             return np.asarray(self._derive(field, request, self._member(wanted.member))[0])

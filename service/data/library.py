@@ -34,10 +34,10 @@ from worker.results.store import result_store
 __all__ = ["AnswerTooLarge", "BoundedAnswers", "check_answer", "check_points"]
 
 HDF5_LOCK = threading.RLock()
-"""Reentrant, for opening reads coordinates."""
+"""Lock around HDF5, which is not thread-safe; reentrant, because opening a file reads coordinates."""
 
 PIECE_BYTES = 4 << 20
-"""Aimed size of a chunk: few requests for small grids, one field a chunk for large ones."""
+"""Target size of a chunk: few requests for small grids, one field per chunk for large ones."""
 
 _VALUE_BYTES = 4
 _ORDER = ("air_pressure", "realization", "time")
@@ -45,7 +45,7 @@ _HORIZONTAL = ("latitude", "longitude")
 
 
 def chunk_plan(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Chunk lengths: whole horizontal fields, then levels, members and times while there is room."""
+    """Return chunk lengths: whole horizontal fields, then levels, members and times up to the target."""
     size = _VALUE_BYTES
     for dim in _HORIZONTAL:
         size *= sizes.get(dim, 1)
@@ -62,11 +62,11 @@ class OpenDataset:
     """A published file, open.
 
     Attributes:
-        stored: Values and attributes as in the file, read when they are asked for.
-        pieces: Lengths of the pieces that graphs of it have.
-        token: Names these graphs; another for another content.
-        close: Releases the file; reading again opens it again.
-        views: What plugins made of it; they go with it.
+        stored: Values and attributes as in the file, read lazily.
+        pieces: Chunk lengths of its dask arrays, by dimension.
+        token: Name of its dask graphs; differs for different content.
+        close: Closes the file; a later read opens it again.
+        views: Cache of what plugins derived from it, dropped with it.
     """
 
     stored: xr.Dataset
@@ -77,23 +77,23 @@ class OpenDataset:
 
     @cached_property
     def raw(self) -> xr.Dataset:
-        """Values and attributes as in the file, in pieces."""
+        """Return values and attributes as in the file, chunked."""
         return self.stored.chunk(self.pieces, token=self.token)
 
     @cached_property
     def decoded(self) -> xr.Dataset:
-        """Times as times, missing values as NaN, coordinates known as such; in pieces."""
+        """Return the data set decoded by CF (times, missing values, coordinates), chunked."""
         # Not under the lock: times are read here, by threads that need it.
         return xr.decode_cf(self.raw, decode_timedelta=False)
 
     @cached_property
     def plain(self) -> xr.Dataset:
-        """The same without pieces: a level is read at once, at a third of the cost of a graph."""
+        """Return `decoded` without dask: reading one level costs a third of a dask graph."""
         return xr.decode_cf(self.stored, decode_timedelta=False)
 
 
 def open_file(path: Path, analysis_id: str) -> OpenDataset:
-    """Opens a NetCDF file or a zipped zarr store.
+    """Open a NetCDF file or a zipped zarr store.
 
     Raises:
         StorageError: If it cannot be read.
@@ -136,7 +136,7 @@ def _opened(path: Path, stored: xr.Dataset, close: Callable[[], None]) -> OpenDa
 
 
 def _bare(dataset: xr.Dataset) -> xr.Dataset:
-    """Without the storage settings of the file, which are not those of a zarr store."""
+    """Return the data set without the file's encoding, which does not apply to a zarr store."""
     return dataset.drop_encoding()
 
 
@@ -144,15 +144,15 @@ DEFAULT_MAX_VALUES: Final = 2_000_000
 _MAX_VALUES: ContextVar[int] = ContextVar("most_values", default=DEFAULT_MAX_VALUES)
 
 _TABLES = frozenset({"csv", "geojson", "GeoJSON"})
-"""Forms with a column for each variable: every variable is repeated over all dimensions."""
+"""Tabular formats: every variable is broadcast to all dimensions."""
 
 
 class BoundedAnswers:
-    """Middleware that says how many values an answer of this application may have.
+    """Middleware that sets the maximum number of values of an answer.
 
     Arguments:
-        app: The application; its routes run in this context.
-        most: Values.
+        app: The application; the limit holds in the context of its requests.
+        most: Maximum number of values.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
@@ -168,12 +168,12 @@ class BoundedAnswers:
 
 
 def check_answer(dataset: xr.Dataset, form: str = "", most: int | None = None) -> None:
-    """Refuses an answer with too many values.
+    """Refuse an answer with too many values.
 
     Arguments:
         dataset: What would be sent, lazily.
         form: Format of the answer.
-        most: Values; None for what `BoundedAnswers` says.
+        most: Maximum number of values; None for the limit that `BoundedAnswers` set.
 
     Raises:
         AnswerTooLarge: Naming what is asked, the limit and how to ask for less.
@@ -186,7 +186,7 @@ def check_answer(dataset: xr.Dataset, form: str = "", most: int | None = None) -
 
 
 def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None:
-    """Refuses an area of too many cells, before they are picked one by one.
+    """Refuse an area of too many cells, before they are selected one by one.
 
     Arguments:
         dataset: The fields around it, lazily.
@@ -228,7 +228,7 @@ LATEST: dict[str, ResultFilter] = {
     for kind in KINDS.values()
     for flavour in ((None, "early", "final") if kind.cycled else (None,))
 }
-"""Names that move on to the newest analysis of their kind, and of the cycles by flavour."""
+"""Aliases of the newest result of each kind, for cycles also of each flavour."""
 
 
 @dataclass
@@ -244,7 +244,7 @@ class DatasetLibrary:
         analyses: What is published.
         layout: The data folder.
         capacity: Data sets held open at once.
-        idle_seconds: One that nobody asked for so long is closed.
+        idle_seconds: Data sets not requested for this long are closed.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class DatasetLibrary:
         self._held: OrderedDict[tuple[str, str], OpenedDataset] = OrderedDict()
 
     def names(self) -> list[str]:
-        """Return all ids, newest first, after those names in `LATEST` that stand for one."""
+        """Return the aliases in `LATEST` that resolve to a result, then all ids, newest first."""
         entries = self._analyses.entries(ResultFilter(with_dataset=True))
         moving = [name for name, wanted in LATEST.items() if self._analyses.latest(wanted)]
         return moving + [entry.id for entry in entries]
@@ -288,7 +288,7 @@ class DatasetLibrary:
 
         Arguments:
             name: Its id, or a name of `LATEST`.
-            role: Of the file: the data of the analysis, or another file of its manifest.
+            role: Role of the file: the data of the analysis, or another file of its manifest.
 
         Raises:
             NotFound: If there is no such analysis, or it has no NetCDF or zarr file of that role.

@@ -1,6 +1,6 @@
-r"""Take fields from the result's grid to a view: a box of latitudes and longitudes, or a polar plane.
+r"""Resample fields from the result's grid to a view: a latitude-longitude box or a polar plane.
 
-A global view holds values of the grid itself, every so many rows and columns where there are too
+A global view holds values of the grid itself, subsampled in rows and columns where there are too
 many. Polar views are interpolated bilinearly to a stereographic plane that touches the pole of a
 sphere of radius R,
 
@@ -70,7 +70,7 @@ def sample(
 
     Arguments:
         field: With shape (Y, X).
-        grid: Of the field.
+        grid: Grid of the field.
         lat: Degrees north, with shape (n,).
         lon: Degrees east, with shape (n,).
         vector: Whether it is a component of a vector, which turns at a pole.
@@ -97,7 +97,7 @@ def sample_lattice(
 
     Arguments:
         field: With shape (Y, X).
-        grid: Of the field.
+        grid: Grid of the field.
         lat: Degrees north, with shape (H,).
         lon: Degrees east, with shape (W,).
         vector: Whether it is a component of a vector, which turns at a pole.

@@ -38,7 +38,7 @@ class WebMaps:
     """Answers the requests of WMS.
 
     Attributes:
-        drawing: Of maps.
+        drawing: Draws the maps.
     """
 
     drawing: Drawing
@@ -48,7 +48,7 @@ class WebMaps:
 
         Arguments:
             query: Parameters by their names in lower case.
-            address: Of the service, for the capabilities.
+            address: Address of the service, for the capabilities.
 
         Raises:
             InvalidInput: Naming the parameter that does not fit.

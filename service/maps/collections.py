@@ -53,10 +53,10 @@ class Holding:
 
 @dataclass(frozen=True)
 class ResultCollection:
-    """Results that are asked as one.
+    """Results that are queried together.
 
     Attributes:
-        id: In addresses: `filtering`, `filtering-final`, or the id of a result.
+        id: As in URLs: `filtering`, `filtering-final`, or the id of a result.
         title: One line.
         description: What it holds.
         holdings: Its valid times, earliest first.
@@ -70,7 +70,7 @@ class ResultCollection:
     fixed: bool
 
     def of_newest(self, read: Callable[[str], Told]) -> Told:
-        """Return what `read` says of the result with the latest valid time that can be read.
+        """Return what `read` returns for the result with the latest valid time that can be read.
 
         Raises:
             StorageError: If none can be read.
@@ -135,9 +135,9 @@ def find_holding(
 
     Arguments:
         analyses: What is published.
-        name: Of the collection.
+        name: Name of the collection.
         time: Valid time (UTC); None for the last that it has.
-        parameter: What the request calls the time.
+        parameter: Name of the time in the request, for error messages.
 
     Raises:
         NotFound: If there is no such collection, or it has no such time.
@@ -157,7 +157,7 @@ def find_holding(
 
 
 def _names(analyses: Catalogue, results: int) -> list[str]:
-    """Return the ids of the collections that hold anything, with so many of the newest results."""
+    """Return the ids of non-empty collections, with this many of the newest results."""
     names = [
         name
         for name, kind, flavour in _moving()
@@ -170,7 +170,7 @@ def _names(analyses: Catalogue, results: int) -> list[str]:
 def describe_collections(
     analyses: Catalogue, results: int, describe: Callable[[ResultCollection], Told]
 ) -> list[Told]:
-    """Return what `describe` says of the collections that hold anything, and of so many newest results.
+    """Describe the collections that hold anything, and this many of the newest results.
 
     Those that cannot be read are left out.
     """

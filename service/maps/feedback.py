@@ -268,7 +268,7 @@ def _meaning(outcome: str) -> str:
 
 
 def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Return at most so many of the rows, evenly spread over them."""
+    """Return at most `most` of the rows, evenly spread over them."""
     if len(rows) <= most:
         return rows
     return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]

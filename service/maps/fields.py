@@ -36,7 +36,7 @@ class Parts:
     Attributes:
         at: Stored variables at the level asked for, by short name, each with shape (*, Y, X).
         below: The same at the lower level of a layer; empty for other fields.
-        pressure: Of the level, Pa; NaN at the surface.
+        pressure: Pressure of the level, Pa; NaN at the surface.
     """
 
     at: Members
@@ -58,19 +58,19 @@ class MapField:
     """A quantity that maps can show.
 
     Attributes:
-        name: In requests: a short name of a stored variable, or of a derived quantity.
-        long_name: For titles.
-        units: Of the values.
-        needs: Short names of the stored variables it is made of.
+        name: As in requests: the short name of a stored variable, or of a derived quantity.
+        long_name: Name for titles.
+        units: Units of the values.
+        needs: Short names of the stored variables it is computed from.
         leveled: Whether it needs a pressure level.
         layer: Whether it needs a second, lower level.
         formula: Computes it; None for a stored variable.
-        linear: Whether the formula of the mean is the mean of the formula.
+        linear: Whether the formula applied to the ensemble mean gives the mean of the members.
         colours: Name of the colour map.
-        range: Of the colour map at a pressure in Pa, in `units`; None for that of the values.
-        span: A large difference or spread, in `units`; 0 for that of the values.
-        display: How people read it; None for as it is.
-        contour: Distance between contour lines, in `units`; 0 for the reader's choice.
+        range: Range of the colour map at a pressure in Pa, in `units`; None for the range of the values.
+        span: Size of a large difference or spread, in `units`; 0 for the range of the values.
+        display: Display units; None for `units`.
+        contour: Contour interval, in `units`; 0 leaves it to the client.
     """
 
     name: str
@@ -102,14 +102,14 @@ def _standard_height(pressure: float) -> float:
 
 
 def _temperature(pressure: float) -> Range:
-    """35 K around the standard atmosphere, 10 K colder for the poles."""
+    """Return a range of ±35 K around the standard atmosphere, shifted 10 K colder for the poles."""
     height = min(_standard_height(pressure), 11_000.0)
     middle = STANDARD_TEMPERATURE - STANDARD_LAPSE_RATE * height - 10.0
     return round(middle - 35.0), round(middle + 35.0)
 
 
 def _height(pressure: float) -> Range:
-    """About the standard height, by what a column 12 % colder or 8 % warmer gives."""
+    """Return the range around the standard height for a column 12 % colder to 8 % warmer."""
     height = _standard_height(pressure)
     return round(0.88 * height - 250.0, -1), round(1.08 * height + 150.0, -1)
 
@@ -124,7 +124,7 @@ def _component(pressure: float) -> Range:
 
 
 def _humidity(pressure: float) -> Range:
-    """Up to saturation at the top of the temperature range, at most 20 g/kg."""
+    """Return the range from 0 to saturation at the warmest temperature, at most 20 g/kg."""
     warm = _temperature(pressure)[1]
     most = 0.622 * float(saturation_vapour_pressure(np.float64(warm))) / pressure
     return 0.0, float(f"{min(most, 0.02):.1g}")
@@ -216,11 +216,11 @@ _ALL = (
 )  # fmt: skip
 
 FIELDS: dict[str, MapField] = {field.name: field for field in _ALL}
-"""The fields that are known by name; stored variables of extensions are shown as they are."""
+"""The predefined fields by name; stored variables of extensions are shown in their own units."""
 
 
 def field_named(name: str) -> MapField | None:
-    """Return the field called so: one of `FIELDS`, or a variable of an extension; None if neither."""
+    """Return the field of this name: one of `FIELDS`, or a variable of an extension; None if neither."""
     known = FIELDS.get(name)
     if known is not None:
         return known

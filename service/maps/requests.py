@@ -1,4 +1,4 @@
-"""Hold what is asked of a field: which result, quantity, level, time, statistic and view.
+"""Define requests for a field: result, quantity, level, time, statistic and view.
 
 A `FieldRequest` is the same for the fields of the web page, for WMS and for contours, so that one
 extraction and one set of errors serve them all.
@@ -88,12 +88,11 @@ class MapView:
 
     Attributes:
         name: `global` on latitudes and longitudes, or a polar stereographic plane.
-        width: Most columns.
-        height: Most rows.
+        width: Maximum number of columns.
+        height: Maximum number of rows.
         box: West, south, east, north in degrees, of a global view; None for all.
         centre: Meridian that runs down from the North Pole, or up from the South Pole, degrees east.
-        edge: Latitude, degrees towards the equator's side, at the middle of the edges of a polar
-            view; its sign does not matter.
+        edge: Latitude in degrees at the middle of the edges of a polar view; its sign does not matter.
     """
 
     name: Literal["global", "north", "south"] = "global"
@@ -106,14 +105,14 @@ class MapView:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A part of the world, and how finely it is drawn.
+    """The region of a map and its size in pixels.
 
     Attributes:
         system: Reference system, as WMS names it.
         box: Left, bottom, right and top in its units, longitude or easting first.
         width: Pixels across.
         height: Pixels down.
-        background: Red, green and blue of what is undefined; None for transparent.
+        background: Red, green and blue of undefined pixels; None for transparent.
     """
 
     system: str
@@ -129,11 +128,11 @@ class FieldRequest:
 
     Attributes:
         result: Id of the result.
-        name: Of the field, see `service.maps.fields.FIELDS`.
+        name: Name of the field, see `service.maps.fields.FIELDS`.
         level: hPa; None at the surface.
         base: hPa, lower level of a layer; None for the lowest stored.
         time: Valid time (UTC); None for the analysis time, or the first one after it.
-        statistic: What is made of the members.
+        statistic: Statistic over the members.
     """
 
     result: str

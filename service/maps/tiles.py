@@ -1,4 +1,4 @@
-"""Describe tiles by OGC API - Tiles: tile matrix sets, where a tile lies, what clients read of them.
+"""Describe tiles by OGC API - Tiles: tile matrix sets, bounding boxes of tiles, metadata documents.
 
 Two sets of the registry are offered, with their names, scales and corners: WebMercatorQuad, which map
 libraries expect, and WorldCRS84Quad on latitudes and longitudes. All tiles have 256 x 256 pixels; a set
@@ -33,7 +33,7 @@ SIDE = 256
 """Pixels of a tile in both directions."""
 
 PIXEL = 0.28e-3
-"""Metres of a pixel that scales are stated for."""
+"""Size of a standardised rendering pixel in metres, to which scale denominators refer."""
 
 HALF_WORLD = 20_037_508.342789244
 """Half the width of Web Mercator in metres."""
@@ -61,17 +61,17 @@ class TileMatrixSet:
     """A pyramid of tiles over the world.
 
     Attributes:
-        id: In addresses.
+        id: As in URLs.
         title: One line.
-        crs: Address of the reference system in the registry.
+        crs: URI of the coordinate reference system.
         system: The same as WMS names it.
         axes: Names of its axes, in order.
         left: Western edge in units of the reference system.
         top: Northern edge.
-        width: Of the world.
-        columns: Tiles across the world at zoom 0; there is one row.
-        deepest: Last zoom.
-        metres: Of one unit.
+        width: Width of the world in units of the reference system.
+        columns: Number of tiles across the world at zoom 0; there is one row.
+        deepest: Highest zoom level.
+        metres: Metres per unit of the reference system.
     """
 
     id: str
@@ -161,7 +161,7 @@ class Tile:
     column: int
 
     def __post_init__(self) -> None:
-        """Refuse what lies outside.
+        """Check that the tile exists.
 
         Raises:
             NotFound: If the set has no such zoom, row or column; says how many there are.
@@ -222,7 +222,7 @@ TILE_MATRIX_SETS: dict[str, TileMatrixSet] = {
 
 
 def tile_matrix_set(name: str) -> TileMatrixSet:
-    """Return the set called so.
+    """Return the set of this name.
 
     Raises:
         NotFound: If it is not offered; lists those that are.
@@ -254,7 +254,7 @@ def tileset_list(href: str, root: str, title: str, query: str = "") -> Json:
     Arguments:
         href: Address of this list.
         root: Address of the standard services.
-        title: Of the map.
+        title: Title of the map.
         query: Time, level and so on, kept in all links; begins with `?`, or is empty.
     """
     items = []

@@ -62,7 +62,7 @@ def _listed(header: str) -> list[str]:
 
 
 def satisfiable_range(header: str, size: int) -> str | None:
-    """The part of a Range header that lies in a file of `size` bytes, in absolute positions.
+    """Return the part of a Range header that lies in a file of `size` bytes, in absolute positions.
 
     Returns:
         A header such as `bytes=0-99,200-299`; None if the header must be ignored (another unit,
@@ -94,7 +94,7 @@ def satisfiable_range(header: str, size: int) -> str | None:
 
 
 def _settle_range(request: Request, etag: str, size: int) -> None:
-    """Leaves in the request only a Range header that shall and can be answered."""
+    """Drop a Range header that must be ignored, and keep only the satisfiable part of others."""
     headers = MutableHeaders(scope=request.scope)
     asked, condition = headers.get("range"), headers.get("if-range")
     if asked is None:
@@ -112,13 +112,13 @@ def _settle_range(request: Request, etag: str, size: int) -> None:
 def file_response(
     request: Request, entry: ManifestFile, path: pathlib.Path, remote: Read | None = None
 ) -> Response:
-    """The answer to GET or HEAD of an immutable file.
+    """Return the response to GET or HEAD of an immutable file.
 
     Arguments:
         request: Its Range, If-Range, If-Match and If-None-Match headers are honoured.
-        entry: What its manifest says; the SHA-256, quoted, is the ETag.
-        path: An existing file, unless it is read from afar.
-        remote: Reads it where it lies.
+        entry: Its entry in the manifest; the SHA-256, quoted, is the ETag.
+        path: An existing file, unless it is read from a bucket.
+        remote: Reads the file from a bucket.
 
     Raises:
         PreconditionFailed: If-Match names another version.
@@ -153,14 +153,14 @@ def file_response(
 def _remote_file(
     request: Request, entry: ManifestFile, read: Read, headers: dict[str, str]
 ) -> Response:
-    """The answer with a file, or one range of it, that is passed on from where it lies.
+    """Return the response with a file, or one range of it, streamed from the bucket.
 
     Raises:
         FileNotFoundError: If it was deleted.
         StorageError: If it cannot be read now.
     """
     first, last, status = 0, entry.size - 1, 200
-    if asked := Headers(scope=request.scope).get("range"):  # as it was settled
+    if asked := Headers(scope=request.scope).get("range"):  # as `_settle_range` left it
         first, last = (int(text) for text in asked.removeprefix("bytes=").split("-"))
         headers["Content-Range"], status = f"bytes {first}-{last}/{entry.size}", 206
     headers |= {"Accept-Ranges": "bytes", "Content-Length": str(last - first + 1)}

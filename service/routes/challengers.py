@@ -155,6 +155,6 @@ def _end(
     about = {"suite": trial.suite_id, "outcome": outcome.value, "trial": trial.id}
     try:
         gateway.stores.events.emit(EventType.CHALLENGER_ENDED, str(trial.id), about)
-    except RedisError as error:  # it is done, whoever is told
+    except RedisError as error:  # the trial has ended, with or without the event
         log.warning("event not emitted", suite=trial.suite_id, error=str(error))
     return TrialView.of(ended, suites.counts(ended), suites.newest(ended), key)

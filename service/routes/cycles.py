@@ -137,7 +137,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _feedback(layout: Layout, manifest: AnalysisManifest) -> pa.Table | None:
-    """The outcome columns of the feedback file; None when the analysis has none.
+    """Return the outcome columns of the feedback file; None when the analysis has none.
 
     Raises:
         StorageError: If it is gone or no feedback file.

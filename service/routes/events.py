@@ -60,7 +60,7 @@ def stream(
     Arguments:
         gateway: This process.
         events: What to send.
-        instead: Path to poll when there are too many listeners.
+        instead: Path to poll instead, named when there are too many listeners.
 
     Raises:
         Unavailable: If this process has as many listeners as it may.

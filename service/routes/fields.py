@@ -50,7 +50,7 @@ Flavour = Annotated[
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which result is asked for: by its name, or the newest that fits."""
+    """The result requested: by name, or the newest that matches."""
 
     name: str | None
     kind: KindName | None
@@ -58,7 +58,7 @@ class Wanted:
     time: datetime | None
 
     def find(self, gateway: Gateway) -> tuple[str, bool]:
-        """Return the id of the result, and whether it was named by it, so that it stays the same.
+        """Return the id of the result, and whether the request named that id, so that the answer is fixed.
 
         Raises:
             NotFound: If nothing published fits.

@@ -20,7 +20,7 @@ from service.query_parameters import listed_names, parse_interval, parse_numbers
 
 MAX_LISTED = 500
 FOR_EVER = "private, max-age=31536000, immutable"
-"""Caching of what one result shows: it never changes."""
+"""Caching of answers from one result, which never changes."""
 
 _WMS_CODES = {
     **dict.fromkeys(("format", "info_format"), "InvalidFormat"),
@@ -116,7 +116,7 @@ async def read_edr_collection(
 
 @dataclass(frozen=True)
 class Selection:
-    """What all queries have in common."""
+    """Parameters common to all queries."""
 
     datetime: str | None
     parameters: list[str]
@@ -270,7 +270,7 @@ async def web_map_service(request: Request, gateway: GatewayDep, _: Reader) -> R
             f"<ServiceException code={quoteattr(_wms_code(error))}>{escape(error.message)}"
             "</ServiceException></ServiceExceptionReport>"
         )
-        status = 400 if status in (404, 422) else status  # clients read no report of these
+        status = 400 if status in (404, 422) else status  # clients read no report with these
         return Response(report, status, media_type="text/xml")
     named = query.get("layers", "").partition("/")[0]
     fixed = media == "image/png" and "/" in query.get("layers", "")

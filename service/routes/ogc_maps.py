@@ -1,8 +1,8 @@
 """Serve results as pictures by OGC API - Maps and OGC API - Tiles, with times, levels and styles.
 
-A style names a field and what is made of its members: `t2m` (the mean), `t.spread`, `gh.member:3`,
-`si10.probability` with `threshold`. What one result shows never changes and may be cached for ever; of a
-collection that grows, a map is revalidated by its tag, for which nothing is drawn.
+A style names a field and a statistic over its members: `t2m` (the mean), `t.spread`, `gh.member:3`,
+`si10.probability` with `threshold`. Maps of one result never change and may be cached for ever; maps of
+a collection that grows are revalidated by their entity tag, without drawing them.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ SYSTEMS = {
 """Reference systems of maps by the names of WMS, each with its other names."""
 
 LISTED = ("mean", "spread")
-"""Statistics whose styles are listed of collections that grow; single results list `increment`, too."""
+"""Statistics listed as styles of collections that grow; single results also list `increment`."""
 
 _PROBLEMS = ("not_found", "unknown_name", "not_installed", "storage_error")
 _PICTURE: dict[int | str, Json] = {
@@ -62,15 +62,15 @@ PictureForm = Annotated[Literal["png", "image/png"] | None, Query(description="O
 
 @dataclass(frozen=True)
 class Shown:
-    """What all pictures have in common: collection, style, time, level.
+    """Parameters common to all pictures: collection, style, time, level.
 
     Attributes:
         collection: Its id.
         style: Name of the field and the statistic; empty for the first field.
-        datetime: Valid time, as it was asked for.
+        datetime: Valid time, as requested.
         elevation: hPa.
-        threshold: Of a probability.
-        direction: Which side of the threshold counts.
+        threshold: Threshold of a probability.
+        direction: Side of the threshold that counts.
     """
 
     collection: str
@@ -376,7 +376,7 @@ for _styled, _base in (
 async def _picture(
     request: Request, gateway: Gateway, shown: Shown, canvas: Canvas | None
 ) -> Response:
-    """Return a map, or a legend without one; or that the client's is still it, which draws nothing."""
+    """Return a map, or a legend if `canvas` is None; 304 without drawing if the client's copy is current."""
     held = {tag.strip().removeprefix("W/") for tag in _tags(request)}
     body, tag, fixed = await gateway.data_sets.draw(_drawn, gateway, shown, canvas, held)
     headers = {"ETag": tag, "Cache-Control": FOR_EVER if fixed else "private, no-cache"}

@@ -99,7 +99,7 @@ def item_page(
         analyses: The published results.
         search: What is wanted, and from where on.
         at: Addresses.
-        href: Of this search, without parameters.
+        href: Address of this search, without parameters.
         asked: Parameters of a GET, repeated in the next link; None for a POST.
     """
     page = analyses.select(search.filter, search.token, min(search.limit, MAX_ITEMS))

@@ -1,4 +1,4 @@
-// What every page asks the gateway with: the key of this session, errors, elements of text only.
+// Shared by all pages: requests with the key of this session, errors, elements that hold text only.
 
 export const byId = (id) => document.getElementById(id);
 const ROOT = new URL("..", import.meta.url);
@@ -20,13 +20,13 @@ async function ask(url, options = {}) {
   throw new Error(problemText(await answer.json().catch(() => null), answer.statusText));
 }
 
-// What a problem document says: of each field, where the request does not fit.
+// The message of a problem document; for a request that does not fit its schema, that of each field.
 export const problemText = (problem, otherwise) =>
   problem?.errors?.map(({ field, message }) => `${field}: ${message}`).join("; ") || problem?.detail || otherwise;
 
 export const get = (url) => ask(url);
 
-// A change asked for once: the same request sent again by the network changes nothing more.
+// An idempotent write: a repeated request with the same key changes nothing more.
 export async function send(method, url, body) {
   const once = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-");
   const headers = { "Idempotency-Key": once, ...(body === undefined ? {} : { "Content-Type": "application/json" }) };
@@ -66,7 +66,7 @@ export function shape(name, values, text) {
   return node;
 }
 
-// The key of this session: asked for when the gateway wants one, and changed by the button `key`.
+// The key of this session: prompted for when the gateway requires one, and changed by the button `key`.
 export function keyForm(then) {
   const form = byId("key-form"), button = element("button", "key");
   button.type = "button";

@@ -1,5 +1,5 @@
-// The calls that a panel was made of, as curl and as Python, to copy. They ask as the page did: with a
-// key from the environment where it has one, which itself is left out.
+// The API calls behind a panel, as curl and as Python, to copy. They are those of the page, but take the
+// key from the environment: the key itself is never written.
 
 import { element } from "./api.js";
 
@@ -27,9 +27,9 @@ export function pythonOf(call) {
   return `${imports}\nanswer = httpx.request(${parts.filter(Boolean).join(", ")}).${binary ? "content" : "text"}`;
 }
 
-const made = new Map(); // by panel: what is open stays open, and what somebody selects stays selected
+const made = new Map(); // by panel, so that updates keep it open and keep a text selection
 
-// The calls of a panel, folded, as an element to put into it; of one name it is the same each time.
+// The calls of a panel as a collapsed element; the same element is returned for the same name.
 export function callsOf(panel, calls) {
   const texts = calls.flatMap((call) => [["curl", curlOf(call)], ["Python", pythonOf(call)]]), now = JSON.stringify(texts);
   if (!made.has(panel)) {
@@ -57,7 +57,7 @@ export function showCalls(before, panel, calls) {
 }
 
 async function copy(code, button) {
-  getSelection().selectAllChildren(code); // what a page without TLS can do: Ctrl+C copies it
+  getSelection().selectAllChildren(code); // without TLS there is no clipboard access: select it for Ctrl+C
   const name = button.textContent;
   const done = await navigator.clipboard?.writeText(code.textContent).then(() => true, () => false);
   button.textContent = done ? "copied" : "selected: Ctrl+C";

@@ -2,7 +2,7 @@
 
 import { barbParts, CALM, KNOT } from "./barbs.js";
 
-const APART = 60; // CSS pixels between the values of contours, at the least
+const APART = 60; // least distance between contour labels, CSS pixels
 
 export class Chart {
   constructor(canvas) {
@@ -130,7 +130,7 @@ export class Chart {
     return path;
   }
 
-  // Values of contours along them, none near another.
+  // Contour labels, none closer than APART to another.
   #labels(t, ratio) {
     const c = this.context, { field } = this, taken = new Set(), apart = APART * ratio;
     c.save();
@@ -196,7 +196,7 @@ export class Chart {
     this.draw();
   }
 
-  // By a quarter of the canvas, so many to the right and down.
+  // Pan by quarters of the canvas: this many to the right and down.
   pan(right, down) {
     if (this.view.scale === 1) return;
     this.view = { ...this.view, x: this.view.x + right * this.canvas.width / 4, y: this.view.y + down * this.canvas.height / 4 };
@@ -246,7 +246,7 @@ export class Chart {
   }
 }
 
-// Between the pointers, and how far they are apart.
+// Midpoint and distance of the pointers.
 function middleOf(pointers) {
   const [a, b] = [pointers[0], pointers.at(-1)];
   const [x, y] = [(a.clientX + b.clientX) / 2, (a.clientY + b.clientY) / 2];

@@ -8,7 +8,7 @@ const EARLIER = 24;
 export const label = (r) => [r.kind, r.flavour, r.lead_hours > 0 ? `+${r.lead_hours} h` : "", `v${r.revision}`, r.id].filter(Boolean).join(" ");
 export const clock = (time) => `${time.replace("T", " ").slice(0, 16)}Z`;
 
-// Of another hour the same result if it goes on (a forecast), else one of the same kind and flavour.
+// For another hour: the same result if it covers that hour (a forecast), else one of its kind and flavour.
 export const follow = (entry, now) => entry.results.find((r) => r.id === now.id)
   ?? entry.results.find((r) => r.kind === now.kind && r.flavour === now.flavour);
 
@@ -26,17 +26,17 @@ export function differenceQuery(other) {
   return { statistic: `difference:${id}`, other_time: time };
 }
 
-// Of the next hour what is subtracted goes along, if it was of the hour that was shown.
+// When stepping in time, the subtracted result steps along if it was of the same hour.
 export function followOther(other, entry, next) {
   const now = entry.results.find((r) => r.id === other);
   return now ? follow(next, now)?.id ?? "" : other;
 }
 
-// A threshold is asked for as people read the field; the address and the API have SI units.
+// A threshold is entered in display units; the address and the API use SI units.
 export const toShown = (si, { scale, offset }) => Number((Number(si) * scale + offset).toPrecision(6));
 export const toSi = (shown, { scale, offset }) => Number(((Number(shown) - offset) / scale).toPrecision(9));
 
-// Where nobody has said otherwise: the middle of the values, in two digits as people read them.
+// Default threshold: the middle of the values, with two digits in display units.
 export function middle({ minimum, maximum, display }) {
   const shown = ((minimum ?? 0) + (maximum ?? 0)) / 2 * display.scale + display.offset;
   return toSi(Number(shown.toPrecision(2)), display);
@@ -49,7 +49,7 @@ export function showThreshold(state, field) {
   byId("direction").value = state.direction;
 }
 
-// What a picture is called: "temperature 850 hPa, chance of more than 0 °C".
+// Title of a picture: "temperature 850 hPa, chance of more than 0 °C".
 export function titleOf(info, field, taken) {
   const level = info.level === null ? "" : ` ${info.base === null ? "" : `${info.base}–`}${info.level} hPa`;
   const { statistic, display } = info;

@@ -32,7 +32,7 @@ function change(values) {
 const when = (time) => (time ? time.replace("T", " ").slice(0, 16) + "Z" : "–");
 const minutes = (from, to) => Math.round((Date.parse(to) - Date.parse(from)) / 60000);
 
-// Hours between the first and the last of the cycles shown: what else belongs to them.
+// Interval between the first and the last of the cycles shown, to query analyses and scores with.
 function period(cycles) {
   const times = cycles.map((cycle) => cycle.valid_time).sort();
   return { valid_from: times[0], valid_to: times.at(-1) };
@@ -84,7 +84,7 @@ export function skills(rows) {
   return new Map([...sums].map(([id, { weight, skill }]) => [id, skill / weight]));
 }
 
-// Minutes, hours or days: cycles that are caught up may be years behind.
+// Minutes, hours or days: cycles of a backlog may be years behind.
 function duration(minutes) {
   const [size, unit] = [[1440, "d"], [60, "h"]].find(([size]) => Math.abs(minutes) >= 2 * size) ?? [1, "min"];
   return `${Math.round(minutes / size)} ${unit}`;
@@ -104,7 +104,7 @@ function counts(observations) {
 
 const words = (name) => name.replaceAll("_", " ");
 
-// Flags of the analysis, then the message of the cycle; each is said once.
+// Flags of the analysis, then the message of the cycle, without repeats.
 function remarks(cycle, analysis) {
   const flags = new Set([...(cycle.caught_up ? ["caught_up"] : []), ...(analysis?.flags ?? [])]);
   return [[...flags].map(words).join(", "), cycle.message].filter(Boolean).join(" · ");
@@ -123,7 +123,7 @@ function cellsOf(cycle, skill) {
   return [mark, lateness(cycle), counts(analysis?.observations), shown === undefined ? "" : `${(100 * shown).toFixed(0)} %`.replace("-", "−"), remarks(cycle, analysis)];
 }
 
-// A row of the board; where it is stacked, its cells have their names from the style sheet.
+// A row of the board; on narrow screens the style sheet stacks and labels its cells.
 function line(time, both, skill) {
   const row = element("tr"), head = element("th", when(time));
   Object.assign(head, { scope: "row", role: "rowheader" });
@@ -168,7 +168,7 @@ function draw(items, skill) {
   fillRows(byId("cycles"), [...hours].map(([time, both]) => line(time, both, skill)));
 }
 
-// A click shows what it asked for, wherever on the page the board was; closing leads back to it.
+// A click scrolls to the explanation; closing it scrolls back to the board.
 async function choose(cycle) {
   await change({ cycle });
   byId("explained").scrollIntoView({ block: "nearest" });

@@ -20,7 +20,7 @@ async function show() {
     deepLinking: true,
     docExpansion: "list",
     requestInterceptor: withKey,
-    validatorUrl: null, // asks nobody else
+    validatorUrl: null, // no request to the public validator
   });
 }
 

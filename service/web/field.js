@@ -4,7 +4,7 @@ import { apiUrl, get } from "./api.js";
 
 const EARTH = 6371229;
 const RAD = Math.PI / 180;
-const LABELLED = 3; // a line may have its value in every third cell
+const LABELLED = 3; // a contour may be labelled in every third cell
 
 export class Field {
   constructor(info, values, url) {
@@ -26,7 +26,7 @@ export class Field {
     return new Field(info, new Float32Array(body, 4 + length), url);
   }
 
-  // Places of a map run from 0 to 1, rightward and downward.
+  // Map coordinates run from 0 to 1, rightward and downward.
 
   place(lon, lat) {
     let x = lon, y = lat;
@@ -93,9 +93,9 @@ export class Field {
   contours() {
     this.labels = [];
     const path = new Path2D(), step = this.info.contour, { rows, columns, values } = this;
-    const zero = -this.info.display.offset / this.info.display.scale; // round as people read them
+    const zero = -this.info.display.offset / this.info.display.scale; // round values in display units
     if (!(step > 0)) return path;
-    const signed = /^(increment|difference)/.test(this.info.statistic); // where 0 is noise
+    const signed = /^(increment|difference)/.test(this.info.statistic); // the zero contour would only show noise
     const x = (c) => (c + 0.5) / columns, y = (r) => (r + 0.5) / rows;
     for (let r = 0; r + 1 < rows; r++) {
       for (let c = 0; c + 1 < columns; c++) {

@@ -12,7 +12,7 @@ const resolved = (schema) => {
   return real ? { ...resolved(real), ...found, anyOf: undefined } : found;
 };
 
-// The input of a value, and how to read it: undefined where it is left as it is.
+// An input element and a reader of its value: undefined if the user leaves the default.
 function control(schema) {
   if (schema.enum) {
     const select = element("select");
@@ -37,7 +37,7 @@ function control(schema) {
   return [input, schema.type === "array" ? () => read()?.split(",").map((part) => part.trim()).filter(Boolean) : read];
 }
 
-// Rows of the form, what is required first, and a reader of the whole object.
+// Rows of the form, required fields first, and a reader of the whole object.
 function fields(schema, prefix) {
   const readers = [], required = [], others = [];
   for (const [name, given] of Object.entries(schema.properties)) {
@@ -75,7 +75,7 @@ function choose() {
   reader = read;
 }
 
-// `changed` is called when the form says something else, `then` after a job was queued.
+// `changed` is called when a value changes, `then` after a job was queued.
 export async function jobForm(changed, then) {
   const { components, paths } = await getJson(apiUrl("openapi.json"));
   schemas = components.schemas;

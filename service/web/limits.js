@@ -1,4 +1,4 @@
-// Control limits that analyses were outside of, as they say themselves.
+// Statistics outside their control limits, as the analyses report them.
 
 import { apiUrl, getJson } from "./api.js";
 

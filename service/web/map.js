@@ -118,7 +118,7 @@ async function show() {
       state.threshold = String(middle(info));
       showThreshold(state, field);
     }
-    address(); // what was chosen for want of anything said is in the link, too
+    address(); // the link also holds the defaults that were chosen
     const query = { ...plain, statistic: state.stat };
     if (state.stat === "probability") Object.assign(query, { threshold: state.threshold, direction: state.direction });
     if (state.stat === "difference") Object.assign(query, differenceQuery(state.other));
@@ -258,7 +258,7 @@ byId("time").addEventListener("input", (event) => {
 for (const id of ["result", "stat", "view", "direction", "other"]) {
   byId(id).addEventListener("change", (event) => change({ [id]: event.target.value }));
 }
-for (const id of ["field", "level"]) { // a threshold is one of its field
+for (const id of ["field", "level"]) { // a threshold holds for one field
   byId(id).addEventListener("change", (event) => change({ [id]: event.target.value, threshold: "" }));
 }
 byId("threshold").addEventListener("change", (event) => {

@@ -2,7 +2,7 @@
 
 export const MEMBER = "var(--soft)", MEAN = "var(--busy)"; // colours of their lines
 
-// Members by number, each with its values by name (without its ending) and where they lie on one axis.
+// Members by number, each with its values by name (without the suffix) along one axis.
 export function readMembers(document, along, ending) {
   const members = new Map();
   for (const coverage of document.coverages ?? [document]) {

@@ -1,4 +1,4 @@
-// What is beside the map about observations: what is shown of them, how many, and one of them in full.
+// The observation panel beside the map: selection, counts, and one observation in full.
 
 import { apiUrl, byId, element, getJson } from "./api.js";
 import { unitsOf } from "./axis.js";
@@ -55,7 +55,7 @@ export class ObservationPanel {
     byId("obs-after").addEventListener("click", () => this.step(1));
   }
 
-  // Load and draw what the address says; `isNew` tells whether the address is still the same.
+  // Load and draw what the address names; `isNew` tells whether the address is still the same.
   async show(state, analysis, colours, isNew) {
     byId("obs").value = state.obs;
     byId("obs-filters").hidden = byId("observations").hidden = !state.obs;

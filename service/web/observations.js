@@ -5,7 +5,7 @@ import { apiUrl, get } from "./api.js";
 const TYPES = { float32: Float32Array, uint32: Uint32Array, uint8: Uint8Array };
 const NONE = "#8a8f98";
 const EDGE = 0xff201a14; // of 32-bit pixels, red in the lowest byte
-// Distinct for colour-blind eyes as well (Okabe and Ito); what is not listed takes a colour of the rest.
+// Colours that colour-blind people can tell apart (Okabe and Ito); unlisted names take the remaining ones.
 const OUTCOMES = {
   used: "#0072b2", background_check: "#d55e00", withheld: "#56b4e9", thinned: "#999999", late: "#f0e442",
   bounds: "#cc79a7", duplicate: "#009e73", passive: "#e69f00", blocklist: "#000000",
@@ -75,7 +75,7 @@ export class Observations {
   #byDeparture(by, colours) {
     const departure = this.columns[`${by}_departure`], error = this.columns.obs_error;
     const kinds = new Set(this.columns.variable);
-    // Departures of several variables compare by their errors only.
+    // Departures of several variables are comparable only when divided by their errors.
     const one = kinds.size === 1;
     const values = one ? departure : departure.map((value, i) => value / error[i]);
     const units = one ? this.info.units[this.names.variable[[...kinds][0]]] ?? "" : "σ";
@@ -117,7 +117,7 @@ export class Observations {
     return Math.min(7, plain * Math.sqrt(zoom));
   }
 
-  // Written into pixels one by one: paths of a canvas are too slow for hundreds of thousands.
+  // Set pixels directly: canvas paths are too slow for hundreds of thousands of discs.
   draw(context, t, ratio, zoom) {
     const { width, height } = context.canvas, { u, v } = this.places;
     const radius = Math.max(1, Math.round(this.radius(zoom) * ratio));
@@ -175,7 +175,7 @@ function disc(radius, wide) {
   return { inner: Int32Array.from(inner), edge: Int32Array.from(edge) };
 }
 
-// The value of `part` of the magnitudes, from at most some thousands of them.
+// The quantile `part` of the magnitudes, estimated from at most some thousands of them.
 function share(values, part) {
   const step = Math.max(1, Math.floor(values.length / 20000)), found = [];
   for (let i = 0; i < values.length; i += step) if (Number.isFinite(values[i])) found.push(Math.abs(values[i]));

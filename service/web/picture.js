@@ -14,7 +14,7 @@ function ink(node) {
   return { text: getComputedStyle(node).color, ground: getComputedStyle(ground).backgroundColor };
 }
 
-// A sheet with a title, lines below it, and room; `scale` are its pixels to one of the page.
+// A canvas with a title, lines below it, and room for the content; `scale` is pixels per CSS pixel.
 function sheet(node, title, lines, width, height, scale) {
   const { text, ground } = ink(node), top = MARGIN + LINE * (1 + lines.length);
   const canvas = new OffscreenCanvas(Math.round(width * scale), Math.round((top + height) * scale)), c = canvas.getContext("2d");
@@ -61,7 +61,7 @@ export async function saveMap(map, bars, legend, title, lines, name) {
   await keep(canvas, name);
 }
 
-// A chart as an image of its own: what style sheets give its parts is written into them.
+// A chart as a stand-alone image: styles from the style sheet are written into its elements.
 async function imageOf(svg, width, height) {
   const copy = svg.cloneNode(true), parts = svg.querySelectorAll("*");
   copy.querySelectorAll("*").forEach((part, i) => {

@@ -11,14 +11,14 @@ const SERIES = [
   ["10 m wind (m s⁻¹)", ["u10", "v10"], (u, v) => Math.hypot(u, v), 2, ["10m_u_component_of_wind", "10m_v_component_of_wind"]],
   ["mean sea level pressure (hPa)", ["msl"], (p) => p / 100, 2, ["mean_sea_level_pressure"]],
   ["precipitation (mm h⁻¹)", ["tp"], (m) => 1000 * m, 0.5, ["total_precipitation"]],
-]; // with the least height of an axis, and what stations report of it
+]; // with the smallest range of the axis, and the reported variables
 const WIDTH = 460, HEIGHT = 120, LEFT = 46, RIGHT = 8, TOP = 16, BOTTOM = 18;
 const REACH = 1.5, STATIONS = 3, REPORTS = 5000, HALF_HOUR = 1800000, DAYS = 5 * 86400000;
 const REPORTED = ["#d55e00", "#cc79a7", "#009e73"]; // the nearest station first
 
 const daysFrom = (time, by) => new Date(Date.parse(time) + by).toISOString().slice(0, 19) + "Z";
 
-// A forecast is shown whole, of analyses the days about the time.
+// A forecast is shown whole; of analyses, the days around the time.
 export async function showPoint(panel, { collection, result, time, lon, lat, names, ending }) {
   const [x, y] = [lon.toFixed(3), lat.toFixed(3)];
   const title = `${Math.abs(lat).toFixed(2)}°${lat < 0 ? "S" : "N"} ${Math.abs(lon).toFixed(2)}°${lon < 0 ? "W" : "E"}`;

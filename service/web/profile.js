@@ -17,7 +17,7 @@ const y = (pressure) => TOP + DEEP * (1 - up(pressure));
 // Isotherms lean to the right at 45 degrees, so that a standard lapse stands nearly upright.
 const x = (t, pressure) => LEFT + INSIDE * (t - ZERO - COLD) / (WARM - COLD) + DEEP * up(pressure);
 
-// Over water, Pa of K, and the temperature of a vapour pressure: Bolton (1980), as everywhere in the service.
+// Saturation vapour pressure over water (Pa, from K) and its inverse: Bolton (1980), as in the service.
 const saturation = (t) => 611.2 * Math.exp(17.67 * (t - ZERO) / (t - 29.65));
 
 function dewpoint(q, pressure) {
@@ -27,14 +27,14 @@ function dewpoint(q, pressure) {
 
 const pressures = () => Array.from({ length: 48 }, (_, i) => LOWEST * (HIGHEST / LOWEST) ** (i / 47));
 
-// dT/d ln p of saturated air (K), with latent heat, gas constants and heat capacity of the standard kind.
+// dT/d ln p of saturated air (K), with standard latent heat, gas constants and heat capacity.
 function moistLapse(t, pressure) {
   const [latent, gas, vapour, heat] = [2.501e6 - 2370 * (t - ZERO), 287.05, 461.5, 1004.7];
   const r = 0.622 * saturation(t) / Math.max(pressure - saturation(t), 1);
   return (gas * t + latent * r) / (heat + latent ** 2 * r / (vapour * t * t));
 }
 
-// From 1000 hPa down and up by the midpoint rule.
+// Integrate from 1000 hPa downward and upward by the midpoint rule.
 export function moistAdiabat(start, pressure) {
   const steps = 60, by = Math.log(pressure / 100000) / steps;
   let t = start, p = 100000;

@@ -1,4 +1,4 @@
-// Upload by choosing or dropping files: progress while they travel, then what the decoder made of them.
+// Upload files by choosing or dropping them: transfer progress, then the decoder's report.
 
 import { apiUrl, byId, element, getJson, problemText, tableRow } from "./api.js";
 import { callsOf } from "./calls.js";
@@ -11,7 +11,7 @@ export const uploadCall = () => ({
   method: "POST", file: "observations.bufr",
 });
 
-// `fetch` does not tell how much of a body was sent; XMLHttpRequest does.
+// `fetch` does not report upload progress; XMLHttpRequest does.
 function sendFile(file, onProgress) {
   return new Promise((done, failed) => {
     const request = new XMLHttpRequest(), key = sessionStorage.getItem("appa-key");

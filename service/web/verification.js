@@ -14,7 +14,7 @@ const RATIO = "ratio";
 const units = {}; // by variable
 // Views: lines by statistic, each a name, colour and dash; `perfect` is the value of a consistent
 // ensemble; `signed` values lie on both sides of 0; `units` are those of the axis, else those of the variable;
-// what is `overall` has other ones, and is shown of all networks together.
+// `overall` are lines with other units, shown for all networks together.
 const VIEWS = {
   departures: {
     lines: {
@@ -68,7 +68,7 @@ const view = () => VIEWS[byId("show").value];
 const statistics = (network = ALL) => Object.keys(view().lines).filter((name) => network === ALL || !view().overall?.includes(name))
   .flatMap((name) => [name, ...LIMITS.map((ending) => name + ending)]);
 
-// The analyses of a flavour; those of jobs have none, which the list cannot be asked for.
+// The analyses of a flavour; those of jobs have no flavour, which the list cannot filter by.
 async function analysesOf(flavour, query) {
   const url = apiUrl("v1/analyses", { kind: "filtering", flavour: flavour === "job" ? "" : flavour, limit: 500, ...query });
   const { items } = await getJson(url);
@@ -95,7 +95,7 @@ async function rowsOf(flavour, from, to) {
   return rows.map((row) => ({ ...row, time: Date.parse(row.valid_time) }));
 }
 
-// Panels in the order of how many values they stand for; all networks together first.
+// Panels ordered by number of values; all networks together first.
 function grouped(rows) {
   const groups = new Map();
   const [whole, single] = [ALL, ""].map((network) => new Set(statistics(network)));
@@ -111,7 +111,7 @@ function grouped(rows) {
   return [...groups.values()].sort((a, b) => b.count - a.count).slice(0, PANELS);
 }
 
-// Ranks of withheld values among the members, added up over analyses; a file of scores has all of them.
+// Rank histograms of withheld values among the members, summed over analyses, from their score files.
 async function histograms(flavour, from, to) {
   const { url, items } = await analysesOf(flavour, { valid_from: from.toISOString(), valid_to: to.toISOString() });
   const network = byId("network").value;
@@ -126,7 +126,7 @@ async function histograms(flavour, from, to) {
   return { url, ranks };
 }
 
-// Of a link that names no flavour, the first one that there is.
+// If the link names no flavour, the first available.
 async function chosenFlavour() {
   const { value } = byId("flavour"), named = new URLSearchParams(location.hash.slice(1)).has("flavour");
   for (const flavour of named ? [value] : [value, ...FLAVOURS]) {

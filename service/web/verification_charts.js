@@ -5,7 +5,7 @@ import { element, shape } from "./api.js";
 import { hourOf, ticks } from "./axis.js";
 
 const WIDTH = 420, HEIGHT = 150, LEFT = 58, RIGHT = 4, BOTTOM = 20, TOP = 6;
-const ALONE = 3; // half width of a band that one analysis has for itself
+const ALONE = 3; // half width of the band of a single analysis
 export const SIDES = { background: "#edae49", analysis: "#d1495b" };
 export const LIMITS = ["_limit_low", "_limit_high"]; // endings of a statistic in the series
 
@@ -41,7 +41,7 @@ export function histogram({ side, counts }) {
   return figure(name, svg);
 }
 
-// Limits of a statistic by time: { time, low, high }, a side that is not watched undefined.
+// Limits of a statistic by time: { time, low, high }; a side without a limit is undefined.
 export function limitsOf(group, statistic) {
   const found = new Map();
   LIMITS.forEach((ending, i) => {

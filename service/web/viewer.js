@@ -110,7 +110,7 @@ function networks(names) {
   select.append(...names.slice(select.options.length - 1).map((name) => element("option", name)));
 }
 
-// Each panel by what it ends with, and what it asked.
+// Each panel by the id of its last element, and the request behind it.
 const PANELS = {
   workers: "v1/capabilities", jobs: "v1/jobs?limit=15", analyses: "v1/analyses?limit=10", batches: "v1/batches?limit=15",
   events: "v1/events/newest?limit=12",

@@ -17,7 +17,7 @@ from lab.rehearsal.evidence import (
     CycleEvidence,
     DeliveryRecord,
     Evidence,
-    Standstill,
+    OutageRecord,
 )
 from lab.rehearsal.scenario import DAY_NETWORK, Scenario, delivery_plan
 
@@ -45,10 +45,10 @@ def make_case(scenario: Scenario = SCENARIO) -> Case:
             )
     first, last = scenario.outage_hours
     restart = scenario.start + last * HOUR
-    stop = Standstill(scenario.start + first * HOUR, restart - 5 * MINUTE, restart)
+    stop = OutageRecord(scenario.start + first * HOUR, restart - 5 * MINUTE, restart)
     stored = {s.batch_id: len(contents[s.name].seconds) for s in sendings}
-    taken_in = {s.batch_id: s.acknowledged + 5 * SECOND for s in sendings}
-    evidence = Evidence(tuple(analyses), cycles, sendings, stored, taken_in, stop)
+    ingested = {s.batch_id: s.acknowledged + 5 * SECOND for s in sendings}
+    evidence = Evidence(tuple(analyses), cycles, sendings, stored, ingested, stop)
     return Case(scenario, plan, contents, evidence)
 
 

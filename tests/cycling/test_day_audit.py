@@ -169,7 +169,7 @@ def test_catching_up_that_is_hidden_invented_or_impossible(case):
     assert "catching up" in named(with_cycle(case, missed, caught_up=False))
     assert "catching up" in named(with_cycle(case, key(1, "early"), caught_up=True))
     assert "catching up" in named(with_cycle(case, missed, behind_seconds=3.0))
-    asleep = case.evidence.standstill.killed + 30 * MINUTE
+    asleep = case.evidence.outage.killed + 30 * MINUTE
     assert "catching up" in named(with_cycle(case, missed, decided=asleep))
     number = next(i for i, a in enumerate(case.evidence.analyses) if a.key == missed)
     assert named(with_analysis(case, number, cycle={})) == {"catching up"}
@@ -180,8 +180,8 @@ def test_impatience(case):
     early = with_cycle(case, key(1, "early"), decided=cut_off - MINUTE, behind_seconds=-60.0)
     assert "patience" in named(early)
     at, batches = uses(case, 1, "early")
-    slow = {**case.evidence.taken_in, next(iter(batches)): cut_off + 5 * MINUTE}
-    waiting = replace(case, evidence=replace(case.evidence, taken_in=slow))
+    slow = {**case.evidence.ingested, next(iter(batches)): cut_off + 5 * MINUTE}
+    waiting = replace(case, evidence=replace(case.evidence, ingested=slow))
     assert (key(1, "early")) in {f.cycle for f in audit(waiting) if f.check == "patience"}
 
 
@@ -189,9 +189,9 @@ def test_a_cycle_that_waited_long_for_an_upload_may_be_caught_up(case):
     cut_off = SCENARIO.cut_off(SCENARIO.cycles[1], "early")
     at, batches = uses(case, 1, "early")
     late = cut_off + HOUR + MINUTE
-    slow = {**case.evidence.taken_in, next(iter(batches)): late - MINUTE}
+    slow = {**case.evidence.ingested, next(iter(batches)): late - MINUTE}
     held = with_cycle(case, key(1, "early"), decided=late, behind_seconds=3660.0, caught_up=True)
-    held = replace(held, evidence=replace(held.evidence, taken_in=slow))
+    held = replace(held, evidence=replace(held.evidence, ingested=slow))
     held = with_analysis(held, at, cycle={"caught_up": True})
     assert not [f for f in audit(held) if f.cycle == key(1, "early")]
 

@@ -48,6 +48,7 @@ def test_the_broker_is_set_up_alike(compose, tmp_path):
     container = options(compose["services"]["redis"]["command"])
     local = options(list(broker_command(tmp_path, tmp_path / "s")))
     assert container.pop("requirepass").startswith("${APPA_REDIS_PASSWORD:?")
+    assert container.pop("maxmemory") == "${APPA_REDIS_MAXMEMORY:-1280mb}"
     assert container == BROKER_OPTIONS
     assert {name: local[name] for name in BROKER_OPTIONS} == BROKER_OPTIONS
     assert container["appendonly"] == "yes"

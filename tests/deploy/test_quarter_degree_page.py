@@ -139,7 +139,7 @@ def bundle(folder, environment):
 @pytest.mark.timeout(600)
 def test_the_bundle_holds_what_the_autoencoder_loses(bundle, folder):
     model = load_checkpoint(bundle)
-    assert model.inert == ()
+    assert model.inactive_features == ()
     assert float(model.static["orography"].max()) == pytest.approx(500.0)  # 4903.325 / 9.80665
     with xr.open_dataset(folder / "era5-states.nc") as states:
         t850 = states["temperature"].sel(level=850).values

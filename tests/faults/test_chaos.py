@@ -35,7 +35,7 @@ from lab.chaos.plan import (
     FORMS,
     KILLS,
     Fault,
-    Harm,
+    FaultKind,
     PlannedUpload,
     Rates,
     chaos_plan,
@@ -58,20 +58,20 @@ KEYS = [
 
 def test_ten_minutes_hold_what_a_release_must_survive():
     plan = chaos_plan(10, SEED)
-    harm = Counter(fault.harm for fault in plan.faults)
-    assert sum(harm[one] for one in KILLS) == 110
-    assert harm[Harm.FULL_DISK] == 10
-    assert sum(harm[one] for one in BROKER_CUTS) == 20
-    valid = [one for one in plan.sendings if not one.mutated]
+    kinds = Counter(fault.kind for fault in plan.faults)
+    assert sum(kinds[one] for one in KILLS) == 110
+    assert kinds[FaultKind.FULL_DISK] == 10
+    assert sum(kinds[one] for one in BROKER_CUTS) == 20
+    valid = [one for one in plan.uploads if not one.mutated]
     assert len({one.number for one in valid}) == 1_100
     assert len(valid) > 1_120  # some are sent again
-    damaged = [one for one in (*plan.sendings, *plan.batched) if one.mutated]
+    damaged = [one for one in (*plan.uploads, *plan.batched) if one.mutated]
     assert len({one.number for one in damaged}) == len(damaged) == 10_000
     assert not {one.number for one in valid} & {one.number for one in damaged}
-    assert sum(one.mutated for one in plan.sendings) == 3_000
+    assert sum(one.mutated for one in plan.uploads) == 3_000
     assert (plan.hours, plan.speed) == (30, 180.0)  # the last cut-off is in the last second
     assert {one.form for one in valid} == set(FORMS)
-    for series in (plan.sendings, plan.orders, plan.faults):
+    for series in (plan.uploads, plan.jobs, plan.faults):
         times = [one.at for one in series]
         assert times == sorted(times)
     assert all(0 <= fault.at < 600 for fault in plan.faults)
@@ -82,9 +82,9 @@ def test_the_same_seed_gives_the_same_plan_and_bytes_and_another_one_others():
     plan, again, other = (chaos_plan(1, seed, rates) for seed in (SEED, SEED, SEED + 1))
     assert plan == again
     assert plan.faults != other.faults
-    sent = [content_of(one, SEED) for one in plan.sendings]
-    assert sent == [content_of(one, SEED) for one in again.sendings]
-    valid = {one.number: content_of(one, SEED) for one in plan.sendings if not one.mutated}
+    sent = [content_of(one, SEED) for one in plan.uploads]
+    assert sent == [content_of(one, SEED) for one in again.uploads]
+    valid = {one.number: content_of(one, SEED) for one in plan.uploads if not one.mutated}
     assert len({content.sha256 for content in valid.values()}) == len(valid) == 30
     rows = [content.rows for content in valid.values()]
     assert len(frozenset().union(*rows)) == sum(map(len, rows)) == 180  # no two share one
@@ -135,7 +135,7 @@ def test_content_is_observed_in_the_three_hours_before_it_is_sent():
 def test_damaged_contents_are_decoded_in_batches_and_those_that_were_not_sent_as_well(monkeypatch):
     monkeypatch.setattr(sandbox, "_TOGETHER", 8)
     plan = chaos_plan(0.1, SEED, Rates(uploads=0, mutated=160, posted=0.25))
-    posted = [one for one in plan.sendings if one.mutated]
+    posted = [one for one in plan.uploads if one.mutated]
     assert (len(posted), len(plan.batched)) == (4, 12)
     batches = DamagedBatches(plan)
     batches.start()
@@ -177,7 +177,7 @@ class Accepting(BaseHTTPRequestHandler):
 def test_all_valid_contents_are_sent_and_damaged_ones_that_were_not_are_told():
     valid = [PlannedUpload(0.3, n, "csv") for n in range(12)]
     damaged = [PlannedUpload(60.0, n, "csv", mutated=True) for n in range(12, 24)]
-    plan = replace(chaos_plan(0.1, SEED), sendings=(*valid, *damaged), orders=(), seconds=0.2)
+    plan = replace(chaos_plan(0.1, SEED), uploads=(*valid, *damaged), jobs=(), seconds=0.2)
     ledger = Ledger()
     with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -190,10 +190,10 @@ def test_all_valid_contents_are_sent_and_damaged_ones_that_were_not_are_told():
     assert traffic.unsent() == damaged
 
 
-# -- harm
+# -- faults
 
 
-def test_harm_that_finds_nothing_to_hit_is_tried_again(monkeypatch):
+def test_a_fault_that_finds_nothing_to_hit_is_tried_again(monkeypatch):
     class Down:
         """A stack whose parts are down at first."""
 
@@ -203,15 +203,17 @@ def test_harm_that_finds_nothing_to_hit_is_tried_again(monkeypatch):
         def tend(self):
             pass
 
-        def harm(self, fault):
+        def inject(self, fault):
             self.asked += 1
             self.done += self.asked > 1
             return self.asked > 1
 
     monkeypatch.setattr(run, "_AGAIN_SECONDS", 0.1)
-    plan = replace(chaos_plan(0.1, SEED), seconds=0.2, faults=(Fault(0.15, Harm.KILL, "ingest"),))
+    plan = replace(
+        chaos_plan(0.1, SEED), seconds=0.2, faults=(Fault(0.15, FaultKind.KILL, "ingest"),)
+    )
     stack, told = Down(), []
-    run._do_harm(plan, stack, Ledger(), told.append)
+    run._inject_faults(plan, stack, Ledger(), told.append)
     assert (stack.asked, stack.done) == (2, 1)
     assert "tried again" in told[0]
 

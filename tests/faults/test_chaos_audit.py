@@ -18,7 +18,7 @@ from lab.chaos.cycles import (
 )
 from lab.chaos.plan import (
     FORMS,
-    JobOrder,
+    PlannedJob,
     PlannedUpload,
 )
 from lab.chaos.sandbox import undisturbed
@@ -41,7 +41,7 @@ def day() -> tuple[Ledger, ChaosEvidence]:
         state = "rejected" if mutated else "ingested"
         batches[batch] = BatchFound(state, content.sha256, len(content.rows) or None)
         rows[batch] = Counter(content.rows)
-    ledger.jobs[0] = JobSent(JobOrder(0.0, 0, 2, 3), {"job-0"})
+    ledger.jobs[0] = JobSent(PlannedJob(0.0, 0, 2, 3), {"job-0"})
     jobs = {"job-0": JobFound("succeeded", "an-0")}
     return ledger, ChaosEvidence(batches, jobs, rows, {"an-0": "job-0"})
 
@@ -115,7 +115,7 @@ def cycled_day(**changes) -> tuple[Ledger, ChaosEvidence]:
         due=(KEY,),
         cycles={KEY: CycleFound("published", "job-c", "an-c")},
         cycled=[replace(made, **changes)],
-        guard=timedelta(minutes=10),
+        arrival_margin=timedelta(minutes=10),
     )
 
 
@@ -280,12 +280,12 @@ def test_what_is_stuck_or_half_written_is_a_finding_and_ends_with_an_error():
     verdict = judge(ledger, changed)
     assert verdict.ended == verdict.accepted == 4
     assert verdict.findings == ["3 messages are left", "not whole: an-0/x.nc: 404"]
-    sound = ChaosReport(1, 1.0, 4, 4, 0, 0, 0, 1, 1, 1, 1, 0, 2, 2, 6, 5, 1, 9, 9, ())
-    assert sound.sound
-    assert not replace(sound, cycles_published=4).sound
-    assert not replace(sound, findings=tuple(verdict.findings)).sound
-    assert not replace(sound, http_5xx=1).sound
-    assert not replace(sound, ended=3).sound
+    passing = ChaosReport(1, 1.0, 4, 4, 0, 0, 0, 1, 1, 1, 1, 0, 2, 2, 6, 5, 1, 9, 9, ())
+    assert passing.passed
+    assert not replace(passing, cycles_published=4).passed
+    assert not replace(passing, findings=tuple(verdict.findings)).passed
+    assert not replace(passing, http_5xx=1).passed
+    assert not replace(passing, ended=3).passed
 
 
 # -- what is left in Redis and on disk

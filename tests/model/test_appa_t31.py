@@ -100,7 +100,7 @@ def test_errors_grow_as_the_forecast_answers_to_them(model, blankets):
     )
     draw = torch.Generator().manual_seed(2)
     delta, other = (torch.randn(x[:1].shape, generator=draw) for _ in range(2))
-    grown, back = propagation.push(delta), propagation.pull(other)
+    grown, back = propagation.jvp(delta), propagation.vjp(other)
     torch.testing.assert_close((grown * other).sum(), (delta * back).sum(), rtol=1e-3, atol=1.0)
 
     # Along a direction whose new states follow from its analysed ones under P nothing but the
@@ -109,7 +109,7 @@ def test_errors_grow_as_the_forecast_answers_to_them(model, blankets):
     given = model.background_errors.given(forecast_profile(24, known, EXACT))
     analysed_part = torch.cat([whole[:, :known], torch.zeros_like(whole[:, known:])], 1)
     follows = torch.cat([whole[:, :known], given.gain(analysed_part)[:, known:]], 1)
-    answer = propagation.push(follows)[0, known:]
+    answer = propagation.jvp(follows)[0, known:]
     step = 0.05
     ahead, behind = (
         shifted_forecast(model.denoise, analysed + sign * step * whole[0, :known], date[0], 0.3)

@@ -39,7 +39,7 @@ def test_the_tree_is_taken_as_it_is(tree):
         "latent_statistics": f"{DUMP}/stats.pth",
         "state_statistics": "stats_era5.zarr",
     }
-    left = {str(c.path.relative_to(tree)): c.left for c in run.found if c.left}
+    left = {str(c.path.relative_to(tree)): c.reason for c in run.found if c.reason}
     assert left == {
         "autoencoders/run0": "no weights (model*.pth)",
         "masks.zarr": "no dimension 'statistic'",
@@ -52,7 +52,7 @@ def test_the_dump_of_the_denoiser_decides_between_autoencoders_with_weights(tree
     shutil.copytree(run, tree / "autoencoders" / "run7", ignore=lambda *_: ["latents"])
     found = find_released(tree)
     assert found.autoencoder == tree / DUMP / "ae"
-    why = {c.path: c.left for c in found.found}
+    why = {c.path: c.reason for c in found.found}
     assert why[run] == f"{tree / DUMP / 'ae'} was taken"
     shutil.rmtree(tree / DUMP / "ae")
     assert find_released(tree).autoencoder == run  # the nearest above the dump
@@ -102,7 +102,7 @@ def test_a_store_that_is_none_and_one_of_another_name(tree):
     (tree / "stats_era5.zarr").rename(tree / "statistics")
     found = find_released(tree)
     assert found.state_statistics == tree / "statistics"
-    assert [c.left[:10] for c in found.found if c.path.name == "broken.zarr"] == ["unreadable"]
+    assert [c.reason[:10] for c in found.found if c.path.name == "broken.zarr"] == ["unreadable"]
 
 
 def test_weights_of_denoiser_and_autoencoder_are_chosen_apart(tree):

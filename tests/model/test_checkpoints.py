@@ -10,7 +10,7 @@ import yaml
 from checkpoint_parts import DATE, tiny_card, tiny_model
 from safetensors.torch import load_file, save_file
 
-from lab.training.background_errors import first_guess, know_errors
+from lab.training.background_errors import attach_background_errors, first_guess
 from model.assimilation_settings import AssimilationSettings, EntrySettings, recommended_settings
 from model.card import BackgroundCard, read_card, write_card
 from model.checkpoints import bundle as loading
@@ -231,7 +231,7 @@ def test_errors_of_backgrounds_share_the_eigenvectors_of_the_closed_form(tmp_pat
     model = tiny_model(based=True)
     model.denoise.base.mean.normal_()
     errors = first_guess(model.denoise.base, 0.7)
-    know_errors(model, errors, 0.5, 6)
+    attach_background_errors(model, errors, 0.5, 6)
     save_checkpoint(model, tmp_path / "bundle", stored="float16")
     stored = load_file(tmp_path / "bundle" / "background.safetensors")
     assert sorted(stored) == ["dense_variance", "mean", "rest_variance", "variance"]

@@ -15,7 +15,7 @@ def test_work_and_bytes_of_decoding_what_an_hour_observes():
     cost = hour_cost(Released("bfloat16"), 6)
     # Whole: 3.1 TFLOP for the value and for each product, half as much again where it is
     # computed anew. With two iterations and a recycled solution there are six products.
-    evaluation = cost.value.operations + 3 * (cost.pull.operations + cost.push.operations)
+    evaluation = cost.value.operations + 3 * (cost.vjp.operations + cost.jvp.operations)
     assert 0.5 < cost.share < 0.78
     assert evaluation < 17e12
     assert 0 < cost.kept < 1.25 * GIB

@@ -153,13 +153,13 @@ def test_the_bundle_has_the_fields_and_says_what_is_inert_without(tmp_path):
     write_layout(tmp_path / "tree")
     dataset().to_netcdf(tmp_path / "era5.nc")
     without = load_released(tmp_path / "tree")
-    assert len(without.inert) == 4
+    assert len(without.inactive_features) == 4
     assert "none given" in without.card.provenance["static"]
     save_checkpoint(load_released(tmp_path / "tree", static=[tmp_path / "era5.nc"]), tmp_path / "b")
     model = load_checkpoint(tmp_path / "b")
     assert model.card.provenance["static"] == {"orography": "era5.nc", "land_sea_mask": "era5.nc"}
     assert np.allclose(model.statics.orography, height(LAT, LON), atol=1e-3)
-    assert model.inert == ("representativeness in the observation errors",)
+    assert model.inactive_features == ("representativeness in the observation errors",)
     sst = [c.variable for c in model.channels].index("sea_surface_temperature")
     decoded = model.decode(torch.randn(1, *model.latent_shape))[0, sst]
     assert np.array_equal(decoded.isnan(), land(LAT, LON) > 0.5)

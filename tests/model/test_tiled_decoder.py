@@ -66,8 +66,8 @@ def test_values_and_both_products_are_those_of_the_whole(where, changes):
     assert theirs.y.abs().max() > 1e-3
     for mine, other in (
         (ours.y, theirs.y),
-        (ours.pull(w), theirs.pull(w)),
-        (ours.push(u), theirs.push(u)),
+        (ours.vjp(w), theirs.vjp(w)),
+        (ours.jvp(u), theirs.jvp(u)),
     ):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-11)
     # Without the adjoint recorded, as where the value alone is wanted.
@@ -82,7 +82,7 @@ def test_the_adjoint_is_the_transpose():
     draw = torch.Generator().manual_seed(4)
     w = torch.randn(tangent.y.shape, generator=draw, dtype=torch.float64)
     u = torch.randn(z.shape, generator=draw, dtype=torch.float64)
-    forth, back = (tangent.push(u) * w).sum(), (tangent.pull(w) * u).sum()
+    forth, back = (tangent.jvp(u) * w).sum(), (tangent.vjp(w) * u).sum()
     torch.testing.assert_close(forth, back, rtol=1e-12, atol=0)
 
 
@@ -91,7 +91,7 @@ def test_a_value_depends_on_the_same_latents():
     index, z = flat([(44, 77)], states=1), latents(model, 1, 1)
     one = torch.ones(1, len(index), dtype=torch.float64)
     fields = [
-        Tangent(f, z).pull(one) != 0 for f in (DecodedPoints(model, index, 1), whole(model, index))
+        Tangent(f, z).vjp(one) != 0 for f in (DecodedPoints(model, index, 1), whole(model, index))
     ]
     assert torch.equal(*fields)
     assert fields[0].any() and not fields[0].all()

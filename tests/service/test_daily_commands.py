@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import acting_worker
+import httpx
 import pytest
 from gateway_process import GatewayProcess, free_port
 from rich.console import Console
@@ -19,7 +20,7 @@ from deploy.commands.status import status_app
 from deploy.commands.workers import worker_table
 from service.keys import ApiKey
 from worker.contract.feeds import SourceStatus
-from worker.contract.queues import QUEUES, WorkerReport
+from worker.contract.queues import QUEUES, SCHEDULER, WorkerReport
 from worker.contract.records import Problem, new_id
 from worker.contract.store import open_stores
 from worker.results.manifest import Pin
@@ -177,6 +178,9 @@ def test_status_tells_what_is_wrong_and_then_what_is_late(installation) -> None:
     )
     stores.workers.register(report, timedelta(minutes=5))
     acting_worker.publish(gateway.layout, analysis_id, {"a.nc": b"CDF\x01"})
+    assert "wrong no scheduler reports" in run(status_app, status=1)
+    report = WorkerReport(name="scheduler.1235@appa", queues=[SCHEDULER], ready=True)
+    stores.workers.register(report, timedelta(minutes=5))
     text = run(status_app)
     assert all(word in text for word in (name, analysis_id, "nothing is wrong", "free", "t31"))
 
@@ -195,6 +199,27 @@ def test_status_tells_what_is_wrong_and_then_what_is_late(installation) -> None:
     assert (told["ok"], told["ready"]) == (False, True)
     assert told["wrong"] == [f"cycle {failed.id} has failed: No [model]."]
     assert told["last_analysis"]["id"] == analysis_id
+
+
+def test_a_job_that_waits_is_late_but_for_a_reanalysis(installation) -> None:
+    gateway, stores = installation
+    report = WorkerReport(
+        name="gpu.1@appa", queues=list(QUEUES), ready=True, capabilities=acting_worker.CAN
+    )
+    stores.workers.register(report, timedelta(minutes=5))
+    bodies = [
+        {"kind": "filtering", "valid_time": "2024-01-01T12:00:00Z"},
+        {
+            "kind": "reanalysis",
+            "start": "2024-01-01T00:00:00Z",
+            "end": "2024-01-01T23:00:00Z",
+        },
+    ]
+    answers = [httpx.post(f"{gateway.url}/v1/jobs", json=body, timeout=30) for body in bodies]
+    analysis, reanalysis = (answer.raise_for_status().json()["id"] for answer in answers)
+    late = json.loads(run(status_app, "--late-minutes", "0", "--json", status=1))["late"]
+    assert len(late) == 1 and analysis in late[0]
+    assert reanalysis not in late[0]
 
 
 def test_status_of_a_gateway_that_is_off_is_told_at_once() -> None:

@@ -1,8 +1,8 @@
 """Load the background of a job: earlier states and their forecast, or climatology.
 
-Climatology is an ensemble drawn from the model's own prior for these dates: the denoiser knows
-season and hour of day, so that a sample without observations is a draw from the climatology of
-that moment, and the members' spread is its variability.
+Climatology is an ensemble drawn from the model's own prior for these dates: the denoiser is
+conditioned on season and hour of day, so a sample without observations is a draw from the climatology
+of that time, and the members' spread is its variability.
 
 An uploaded first guess is read in a sandboxed process. One file holds one state of each hour, so
 that all members of the background are alike: its spread is zero, and the checks against it allow
@@ -252,8 +252,8 @@ def previous_analysis(plan: WindowPlan, earlier: EarlierStates, solver: Solver) 
 def continued_background(plan: WindowPlan, earlier: EarlierStates, solver: Solver) -> Background:
     """Return an earlier analysis and its own forecast, with the errors that these have.
 
-    Its mean carries the chain; members are drawn anew around it, so that their spread is that of
-    the errors which such backgrounds have made.
+    Only the mean is cycled; members are drawn afresh around it, with the spread of past errors of
+    such backgrounds.
 
     Arguments:
         plan: The states of the job, a blanket.
@@ -311,7 +311,7 @@ def load_background(
         plan: Times; which of them are tied.
         spec: The choice between a previous analysis and climatology.
         earlier: The uploaded first guess, or the newest result that can be continued, if any.
-        solver: Runs the model where states must be made.
+        solver: Runs the model where states must be computed.
 
     Raises:
         InvalidInput: If a previous analysis is needed and there is none.

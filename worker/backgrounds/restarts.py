@@ -1,6 +1,6 @@
 """Write, read and find restart files: the latent states of a result, from which the next job starts.
 
-Latents are exact and small; reading a published NetCDF file back would lose what was rounded.
+Latents are exact and small; published NetCDF files are rounded, so reading them back would not be.
 
 The catalogue says which results have a restart file; the file is read only when its times fit.
 """
@@ -46,7 +46,7 @@ class Restart:
         times: Consecutive full hours (UTC); T of them.
         latents: Standardised latents, with shape (M, T, c, h, w).
         model: SHA-256 of the checkpoint's card; latents mean nothing to another model.
-        biases: Of sensors, as known after the job.
+        biases: Bias estimates of sensors after the job.
     """
 
     times: tuple[datetime, ...]
@@ -87,7 +87,7 @@ class PublishedStates:
     """A published result and its latent states.
 
     Attributes:
-        manifest: Of the result.
+        manifest: Manifest of the result.
         restart: Its latent states.
     """
 
@@ -124,11 +124,11 @@ class PublishedStates:
 
 @dataclass(frozen=True)
 class RestartRanking:
-    """Which results a cycle may go on from: those of its own suite before all others.
+    """Rank the results that a cycle may continue: those of its own suite come first.
 
-    A challenger goes on from its own results alone, but for those of the champion from before its
-    first hour, of which it is a branch. No other job goes on from a challenger's results, unless
-    its suite was promoted.
+    A challenger continues only its own results and, because it branches off there, those of the
+    champion from before its first hour. No other job continues a challenger's results, unless its
+    suite was promoted.
 
     Attributes:
         suite: Id of its suite; empty for the installation's own.
@@ -141,7 +141,7 @@ class RestartRanking:
     branched: datetime | None = None
 
     def rank(self, entry: Entry) -> int | None:
-        """Return the place of a result, 0 the first; None if it may not be continued."""
+        """Return the rank of a result, 0 for the best; None if it may not be continued."""
         if entry.flavour and entry.suite == self.suite:
             return 0
         if entry.flavour == CHALLENGER:
@@ -169,8 +169,8 @@ def find_restart(
         at: Last valid time accepted (UTC).
         max_age: Oldest valid time accepted, before `at`.
         analysis_id: Only this result.
-        ranking: Of a cycle; it prefers any result of the cycles to any other, so that an experiment
-            is continued only where the cycles have no result of their own. None outside.
+        ranking: Ranking of a cycle; it prefers all results of cycles to others, so that an experiment
+            is continued only where there is no result of a cycle. None outside the cycles.
     """
     ids = None if analysis_id is None else (analysis_id,)
     wanted = ResultFilter(
@@ -199,7 +199,7 @@ def _read_states(layout: Layout, catalogue: Catalogue, name: str) -> PublishedSt
     manifest = catalogue.find(name)
     if manifest is None:
         return None
-    path = result_store(layout).file(name, RESTART_NAME)  # a bucket that is away is waited for
+    path = result_store(layout).file(name, RESTART_NAME)  # retried while a bucket is unavailable
     try:
         return PublishedStates(manifest, read_restart(path))
     except StorageError:

@@ -2,11 +2,11 @@
 
 Runs in the sandbox; imports no torch.
 
-A field that is no state of the atmosphere is refused, whatever its messages say it is.
-Every channel is looked at by itself (bounds of quality control, variation, mean over the globe, both
-signs of a wind), and with its neighbours: the heights of two pressure levels and the temperature
-between them must fit, and humidity must fit the temperature. Spread, anomalies, increments, fields
-in other units or on other levels fail at least one of these; any weather passes them all.
+Fields that are not plausible states of the atmosphere are refused, whatever their metadata say.
+Every channel is checked by itself (bounds of quality control, variation, global mean, both signs of a
+wind component) and against others: the heights of two pressure levels must be consistent with the
+temperature between them, and humidity with temperature. Spread, anomalies, increments, and fields in
+other units or on other levels fail at least one check; realistic states pass all.
 
 The layer between pressures p1 > p2 has the mean temperature (z2 - z1) / (R ln(p1 / p2)), the
 hypsometric equation (Holton, An Introduction to Dynamic Meteorology, 1.6.2). Saturation is Bolton's
@@ -44,33 +44,33 @@ __all__ = [
 ]
 
 MARGIN, MARGIN_ABOVE = 0.05, 0.25
-"""Share of the range by which a model may exceed the bounds of observations, and above `TOP`, where
-models without ozone are tens of kelvins colder than any sounding: the simulated one of `appa-t31`
-has 155 K at 50 hPa over the winter pole."""
+"""Tolerance on the bounds of observations, as a share of their range: below and above `TOP`. In the
+stratosphere models without ozone are tens of kelvins colder than any sounding: the simulated one of
+`appa-t31` has 155 K at 50 hPa over the winter pole."""
 TOP = 150.0
-"""hPa."""
+"""Pressure in hPa above which (lower pressure) the larger tolerance holds."""
 GLOBAL_MEANS: Mapping[str, tuple[float, float]] = {
     "2m_temperature": (270.0, 305.0),
     "mean_sea_level_pressure": (97_000.0, 105_000.0),
     "sea_surface_temperature": (275.0, 310.0),
     "total_precipitation": (0.0, 2e-3),
 }
-"""Widest means over the globe, SI; today's are 287 K, 1011 hPa, 291 K and 0.12 mm in an hour."""
+"""Accepted global means, SI units; present values are 287 K, 1011 hPa, 291 K and 0.12 mm per hour."""
 LEAST_WIND = 1.5
-"""m s-1, root mean square over the globe of a wind component; 4 m s-1 in the calmest level."""
+"""Least global root mean square of a wind component in m s-1; the calmest level has 4 m s-1."""
 LAYER_TEMPERATURE = (150.0, 350.0)
-"""K, of a layer between two levels at any place."""
+"""Accepted mean temperature of a layer between two levels at any point, K."""
 LAYER_ERROR = 15.0
-"""K, between that and the mean temperature of the two levels, over the globe; curvature of the
-profile makes up to 3 K between the levels of any checkpoint."""
+"""Largest global mean difference of that from the mean temperature of the two levels, K; curvature of
+the profile accounts for up to 3 K between the levels of any checkpoint."""
 HUMIDITY = (0.15, 1.05)
-"""Mean specific humidity over the globe, relative to that at saturation, at `HUMID` and below."""
+"""Accepted global mean of specific humidity relative to saturation, from `HUMID` downwards."""
 HUMID = 500.0
-"""hPa; higher up specific humidity is too little known."""
+"""Pressure in hPa of the highest level checked; higher up, specific humidity is too uncertain."""
 GAS_CONSTANT = 287.05
-"""Of dry air, J kg-1 K-1."""
+"""Gas constant of dry air, J kg-1 K-1."""
 SHOWN = 6
-"""Channels named in the message."""
+"""Maximum number of channels named in the message."""
 
 Field = NDArray[np.float32]
 Faults = dict[str, str]
@@ -79,13 +79,13 @@ Faults = dict[str, str]
 def check_states(
     times: Sequence[datetime], states: NDArray[np.float32], channels: Sequence[Channel], grid: Grid
 ) -> None:
-    """Refuse states that no atmosphere has.
+    """Refuse states that are not plausible states of the atmosphere.
 
     Arguments:
         times: T valid times.
         states: SI, NaN where undefined, with shape (T, C, Y, X).
         channels: C channels.
-        grid: Of the states.
+        grid: Grid of the states.
 
     Raises:
         InvalidInput: Naming time, channels, what was expected and what came.
@@ -111,7 +111,7 @@ def implausible(state: Field, channels: Sequence[Channel], grid: Grid) -> Faults
     Arguments:
         state: SI, with shape (C, Y, X).
         channels: C channels.
-        grid: Of the state.
+        grid: Grid of the state.
     """
     limits = load_parameters()["bounds"]["limits"]
     weights = np.repeat(grid.area_weights[:, None], grid.nlon, axis=1)
@@ -124,7 +124,7 @@ def implausible(state: Field, channels: Sequence[Channel], grid: Grid) -> Faults
         fault = _alone(channel, field, weights, limits.get(channel.variable))
         if fault:
             faults[channel.name] = fault
-    if not faults:  # comparing a faulty channel would blame its neighbours
+    if not faults:  # a faulty channel would make its neighbours fail, too
         faults |= _heights(values, weights) | _humidity(values, weights)
     return faults
 
@@ -142,7 +142,7 @@ def _alone(
     weights: NDArray[np.float64],
     limits: Mapping[str, Any] | None,
 ) -> str:
-    """Return what is wrong with one field by itself."""
+    """Return what is wrong with one field, checked by itself."""
     there = field[np.isfinite(field)]
     units = VARIABLES[channel.variable].units
     if not len(there):
@@ -161,7 +161,7 @@ def _alone(
         if not least - MARGIN * (most - least) <= mean <= most:
             return f"{mean:.4g} {units} over the globe, expected {least:g} to {most:g}"
     if channel.variable == "total_precipitation":
-        return ""  # an hour without rain anywhere is odd, but harms nothing
+        return ""  # an hour without rain anywhere is odd, but harmless
     if low == high:
         return f"{low:.4g} {units} everywhere"
     if "component_of_wind" not in channel.variable:
@@ -222,7 +222,7 @@ def _humidity(values: Fields, weights: NDArray[np.float64]) -> Faults:
 
 
 _MAY_BE_MISSING = {"sea_surface_temperature"}
-"""Variables with no value over part of the sphere."""
+"""Variables that may be missing over part of the globe."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,15 +255,15 @@ def read_states(
 
     Arguments:
         path: GRIB 1 or 2.
-        channels: Of the model, in order.
-        grid: Of the model.
+        channels: Channels of the model, in order.
+        grid: Grid of the model.
         times: Valid times wanted; None takes every time for which all channels are there.
         limits: Bounds of one message.
         within: Fields valid before the first or after the last of these are skipped.
 
     Raises:
-        InvalidInput: Naming the variables, levels and times that are missing and what was set aside
-            in their place, or the channels whose values no atmosphere has.
+        InvalidInput: Naming the variables, levels and times that are missing and the similar fields
+            that were not usable, or the channels with implausible values.
     """
     path = Path(path)
     report = DecodeReport(format="grib", size=path.stat().st_size)
@@ -322,7 +322,7 @@ def _choose(
 
 
 def _set_aside(report: DecodeReport) -> str:
-    """Say why fields of known names were not taken; empty if all were."""
+    """Return why fields of known names were not used; empty if all were."""
     faults = Counter(q.detail.partition(": ")[2] for q in report.quarantined)
     named = [f"{fault} ({count})" for fault, count in faults.most_common(4) if fault]
     if not named:

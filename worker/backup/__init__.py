@@ -1,1 +1,1 @@
-"""Back up what an installation knows, restore it, and rebuild what Redis held from the disk."""
+"""Back up and restore the records of an installation, and rebuild the content of Redis from disk."""

@@ -1,4 +1,4 @@
-"""Make a backup: what an installation knows, without the bulk of uploads, observations and results.
+"""Back up an installation's records, settings and keys, without uploads, observations and results.
 
 A backup is a folder, or the same folder in one tar file, on disk or in a bucket:
 
@@ -10,10 +10,10 @@ A backup is a folder, or the same folder in one tar file, on disk or in a bucket
     files/pins/…           pins of results, and the lists of what was pulled from archives
     files/verification/…   series of verification and `logs/audit*.jsonl`, in a bucket alone
 
-The order makes a backup of a running system whole. Redis is read first and the SQLite files after
-it: a record leaves Redis only once it is in the archive of records, so it is in one of both copies
-or in both. Uploads, observations and results stay the files they are; copied after the backup, they
-hold whatever the records name (`docs/operations.md`).
+The order makes a backup of a running system consistent. Redis is read first and the SQLite files
+after it: a record leaves Redis only once it is in the archive of records, so at least one of the two
+copies holds it. Uploads, observations and results are plain files; copied after the backup, they
+include everything that the records refer to (`docs/operations.md`).
 """
 
 import shutil
@@ -57,7 +57,7 @@ __all__ = [
 MANIFEST, BROKER, RESULTS, FILES = "manifest.json", "broker.jsonl", "results.txt", "files"
 _KEPT_FOLDERS = ("pins", "pulls")
 _PASSING = (".lock", "-wal", "-shm", "-journal", ".disk_low")
-"""Ends of names of files that belong to running processes, or to another file."""
+"""Suffixes of files that belong to running processes or accompany another file; not backed up."""
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -96,7 +96,7 @@ def is_archive(place: Path) -> bool:
 
 
 def is_passing(path: Path) -> bool:
-    """Return whether a file of the data folder belongs to processes that run, or is left over."""
+    """Return whether a file of the data folder is transient: of a running process, or left over."""
     name = path.name
     return name.endswith(_PASSING) or name.startswith(".part-") or ".damaged-" in name
 
@@ -109,7 +109,7 @@ def make_backup(
     Arguments:
         layout: The data folder.
         url: Its Redis server.
-        prefix: Of its keys.
+        prefix: Prefix of its keys.
         place: A folder that is new or empty, or a new file `….tar` or `….tar.gz`.
         whole: Whether it holds the series of verification and the audit log, which are copied
             beside it otherwise.
@@ -186,12 +186,12 @@ def _files(layout: Layout) -> Iterator[Path]:
         if path.is_file() and not is_passing(path):
             yield path
     for name in _KEPT_FOLDERS:
-        # in `pulls` lie folders of files under way as well, which are fetched again
+        # folders in `pulls` hold unfinished downloads, which are repeated
         yield from (p for p in sorted((layout.root / name).glob("*")) if p.is_file())
 
 
 def _beside(layout: Layout) -> Iterator[Path]:
-    """Yield what only the data folder has, wherever results, uploads and observations lie."""
+    """Yield files that lie only in the data folder, also if the bulk data is in buckets."""
     yield from sorted(layout.verification.glob("*/*.parquet"))
     yield from sorted(layout.logs.glob("audit*.jsonl"))
 
@@ -216,7 +216,7 @@ def _copy_file(layout: Layout, path: Path, folder: Path) -> str:
 
 
 def _copy_database(path: Path, copy: Path) -> None:
-    """Copy an SQLite file that others may be writing, as it is after some whole transaction."""
+    """Copy an SQLite file in a consistent state, even while others write to it."""
     uri = f"{path.resolve().as_uri()}?mode=rw"
     with (
         closing(sqlite3.connect(uri, uri=True, timeout=60)) as source,
@@ -244,7 +244,7 @@ def _pack(folder: Path, manifest: BackupManifest, packed: Path, *, compressed: b
 
 @contextmanager
 def opened_backup(place: Path) -> Iterator[tuple[Path, BackupManifest]]:
-    """Yield the folder and the manifest of a backup whose parts are what the manifest says.
+    """Yield the folder and the manifest of a backup after verifying its parts.
 
     Raises:
         IncompleteBackup: If there is no manifest, or a part is missing or different.
@@ -313,7 +313,7 @@ def send_backup(layout: Layout, url: str, prefix: str, address: str) -> BackupMa
     Arguments:
         layout: The data folder.
         url: Its Redis server.
-        prefix: Of its keys.
+        prefix: Prefix of its keys.
         address: A new object, `s3://bucket/prefix/NAME.tar` or `….tar.gz`.
 
     Raises:

@@ -1,14 +1,13 @@
-"""Copy the keys of one installation out of Redis as they were at one moment, and put them back.
+"""Dump a snapshot of the Redis keys of one installation, and restore it.
 
-A key is copied by DUMP with the time at which it expires. All keys are read by one script, which the
-server runs while nobody writes. Where they are too many for that, so that the server would be held
-up, they are read in parts while others write, and the copy says that it is not of one moment: the
-records are then put right as after a crash (lost messages are sent again, abandoned work is taken
-over).
+A key is copied by DUMP with its expiry time. All keys are read atomically by one script. If they are
+too many, so that the script would block the server, they are read in parts while others write, and
+the copy records that it is not one snapshot: the records are then reconciled as after a crash (lost
+messages are sent again, abandoned work is taken over).
 
-What belongs to processes is left out: leases, registrations of workers, quotas. So is the mark by
-which a scheduler knows that Redis holds all that the archive of records expects, so that the first
-scheduler after a restore compares the two.
+Keys of running processes are left out: leases, registrations of workers, quotas. So is the marker
+that tells a scheduler that Redis holds all records, so that the first scheduler after a restore
+compares Redis with the archive.
 """
 
 import base64
@@ -34,7 +33,7 @@ T = TypeVar("T")
 
 _AT_ONCE_KEYS = 20_000
 _AT_ONCE_BYTES = 256 * 2**20
-"""Above either, one script would hold the server up for longer than a second or so."""
+"""Above either limit, one script would block the server for more than about a second."""
 
 _PART = 500
 
@@ -52,18 +51,18 @@ repeat
 until cursor == '0'
 return found
 """
-"""Return each key of a pattern with its content and expiry, all of one moment."""
+"""Lua script that returns each key of a pattern with its content and expiry, as one snapshot."""
 
 
 @dataclass(frozen=True)
 class BrokerCopy:
-    """What was copied.
+    """Description of a copy of Redis keys.
 
     Attributes:
-        prefix: Of the installation's keys.
+        prefix: Prefix of the installation's keys.
         server: Name and version of the server, such as `valkey 8.1.1`.
-        keys: How many.
-        one_moment: Whether all of them are of one moment.
+        keys: Number of keys.
+        one_moment: Whether the copy is one consistent snapshot.
     """
 
     prefix: str
@@ -84,10 +83,10 @@ def dump_keys(
 
     Arguments:
         url: The server.
-        prefix: Of the installation.
-        path: The file; it appears whole or not at all.
-        at_once_keys: With more keys on the server they are read in parts.
-        at_once_bytes: With more bytes in use likewise.
+        prefix: Prefix of the installation.
+        path: The file, written atomically.
+        at_once_keys: Number of keys on the server above which they are read in parts.
+        at_once_bytes: Memory in use above which they are read in parts.
 
     Raises:
         StorageError: If the server does not answer.
@@ -178,12 +177,12 @@ def _in_parts(redis: "Redis", prefix: str) -> Iterator[tuple[bytes, bytes, int]]
             pipe.pexpiretime(key)
         answers = pipe.execute()
         for key, content, expires in zip(new, answers[::2], answers[1::2], strict=True):
-            if content is not None:  # not gone in between
+            if content is not None:  # not deleted meanwhile
                 yield key, content, int(expires)
 
 
 def _of_processes(key: str, prefix: str) -> bool:
-    """Return whether a key tells of processes that run, or is the mark of the archive."""
+    """Return whether a key belongs to running processes, or is the marker of the archive."""
     keys = Keyspace(prefix)
     if key in (keys.workers, keys.worker_reports, keys.once("archive-mark")):
         return True
@@ -208,7 +207,7 @@ def _parts(items: Iterable[T]) -> Iterator[list[T]]:
 
 @contextmanager
 def _client(url: str) -> Iterator["Redis"]:
-    """Open a connection whose answers are bytes; an error of the server becomes one of ours."""
+    """Open a connection whose replies are bytes; errors of the server become `AppaError`s."""
     redis = Redis.from_url(url, socket_timeout=120, socket_connect_timeout=5)
     try:
         yield redis

@@ -4,12 +4,12 @@
 observations and results are copied beside it as the files they are; `check_installation` then tells
 which of those that the backup names are missing or damaged.
 
-`recover` rebuilds what Redis held from what is on disk: uploads (`raw/`) with what was said about
-each, their rows in the observation store, results with their manifests, and in `records.sqlite` jobs,
-cycles and webhooks. A running scheduler does the same by itself, step by step (`worker.archivist`,
-`Reconciler` in `worker.scheduler`); `recover` does all steps at once, waits for what is too young to
-be judged, and tells what came back. It may run beside the system: every step is atomic and may be
-repeated.
+`recover` rebuilds what Redis held from what is on disk: uploads (`raw/`) with their records, their
+rows in the observation store, results with their manifests, and in `records.sqlite` jobs, cycles and
+webhooks. A running scheduler does the same by itself, step by step (`worker.archivist`, `Reconciler`
+in `worker.scheduler`); `recover` does all steps at once, waits for entries that are too recent to be
+judged, and reports what was restored. It may run while the system runs: every step is atomic and
+idempotent.
 """
 
 import shutil
@@ -64,7 +64,7 @@ class Restored:
     Attributes:
         files: Names in the data folder.
         keys: Keys of Redis; those that have expired since the backup are left out.
-        aside: Folder to which the files that were there before were moved; None if there were none.
+        aside: Folder to which existing files were moved; None if there were none.
     """
 
     files: list[str]
@@ -88,9 +88,9 @@ def restore_backup(
         manifest: Its manifest.
         layout: The data folder; made if absent.
         url: The Redis server.
-        prefix: Of the keys; the one of the backup.
-        replace: Whether there may be an installation, whose keys are then deleted and whose files
-            are moved to `replaced-<time>`. Uploads, observations and results stay as they are.
+        prefix: Prefix of the keys; that of the backup.
+        replace: Whether to replace an existing installation: its keys are deleted and its files moved
+            to `replaced-<time>`. Uploads, observations and results stay as they are.
 
     Raises:
         NotEmpty: If there is an installation and `replace` is not set, or it runs.
@@ -133,7 +133,7 @@ def _require_stopped(url: str, prefix: str) -> None:
 
 
 def _answers(stores: Stores) -> bool:
-    """Return whether the server answers; the error of one that does not comes from its next use."""
+    """Return whether the server answers; if not, its next use raises the error."""
     with suppress(Exception):
         return bool(stores.redis.ping())
     return False
@@ -156,7 +156,7 @@ def require_room(layout: Layout, *, replace: bool = False) -> None:
 
 
 def _entries(layout: Layout) -> Iterator[str]:
-    """Yield what is in the data folder, but for locks, empty folders and the server's own files."""
+    """Yield the entries of the data folder, except locks, empty folders and the server's files."""
     if not layout.root.is_dir():
         return
     for path in layout.root.iterdir():
@@ -207,8 +207,8 @@ class BackupCheck:
     Attributes:
         results: Published results.
         files: Their files.
-        uploads: Uploads of which something must be there.
-        missing: By result or upload, what is wrong.
+        uploads: Uploads whose bytes or rows must be present.
+        missing: What is wrong, by result or upload.
         newer: Results that were published after the backup.
     """
 
@@ -297,9 +297,9 @@ class Recovered:
         jobs: Jobs, by state.
         cycles: Cycles, by state.
         webhooks: Subscriptions.
-        restored: Records that were brought back now, by noun.
-        unusable: Uploads on disk of which no record can be made.
-        young: Uploads and jobs that were still too young at the end: the scheduler brings them.
+        restored: Records restored by this call, by noun.
+        unusable: Uploads on disk for which no record can be created.
+        young: Uploads and jobs that were still too recent at the end; the scheduler restores them.
     """
 
     results: int = 0
@@ -314,21 +314,21 @@ class Recovered:
 
     @property
     def whole(self) -> bool:
-        """Whether all entries were restored: none was unreadable, unusable or too young."""
+        """Return whether all entries were restored: none was unreadable, unusable or too recent."""
         return not (self.unreadable or self.unusable or self.young)
 
 
 def recover(
     layout: Layout, stores: Stores, sender: TaskSender, *, grace_seconds: float = 30.0
 ) -> Recovered:
-    """Make records of all that the data folder holds, and the catalogue of results anew.
+    """Recreate the records of all that the data folder holds, and the catalogue of results.
 
     Arguments:
         layout: The data folder.
         stores: All records, with the archive of the data folder.
         sender: Sends the messages of uploads and jobs that had not ended.
-        grace_seconds: Younger uploads and jobs may be on their way from a gateway's disk to Redis;
-            they are waited for. 0 where no gateway runs.
+        grace_seconds: Age below which a gateway may still be creating the record of an upload or job;
+            such entries are waited for. 0 where no gateway runs.
 
     Raises:
         StorageError: If there is no data folder, or it cannot be read or written.

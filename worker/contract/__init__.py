@@ -1,1 +1,1 @@
-"""State what gateway and workers agree on: records, kinds of job, queues, events, data folder."""
+"""Define the contract of gateway and workers: records, kinds of job, queues, events, data folder."""

@@ -1,10 +1,10 @@
-"""Accept a file of observations: bytes under a temporary name, then kept, recorded and queued.
+"""Accept a file of observations: store its bytes, create its record, enqueue its ingest.
 
-Whoever receives observations (the gateway over HTTP, the feeds from other centres) hands them over
-here, so that all are kept, found again by their content, and ingested alike. The order of the steps
-keeps every moment consistent: the file, then the record, then the message. A process that dies in
-between leaves a file without record, which the scheduler finds. Where the file is kept is the affair
-of `worker.contract.uploads`.
+All receivers of observations (the gateway over HTTP, the feeds from other centres) call this, so that
+all files are stored, deduplicated by content and ingested alike. The order of the steps keeps the
+state consistent at all times: first the file, then the record, then the message. A process that dies
+in between leaves a file without a record, which the scheduler finds. `worker.contract.uploads`
+decides where files are stored.
 """
 
 from contextlib import suppress
@@ -57,24 +57,24 @@ class Intake:
         idempotency_key: str = "",
         charge: Charge | None = None,
     ) -> tuple[BatchRecord, bool]:
-        """Store a file that was received whole, record it, and queue its ingest.
+        """Store a completely received file, record it, and enqueue its ingest.
 
         Arguments:
             part: The bytes received.
-            record: What is known of them; its id names the folder.
+            record: Its record; the id names the folder.
             idempotency_key: The sender's own key; see `BatchStore.create`.
-            charge: Counted for the sender if the content is new.
+            charge: Amount counted against the sender's quota if the content is new.
 
         Returns:
             The batch with this content, and whether it is new.
 
         Raises:
             IdempotencyConflict: If the key was used before with another content.
-            QuotaExceeded: If the sender's day has no room for `charge`.
-            OSError: If the file cannot be kept; nothing was recorded.
-            BucketUnavailable: If a bucket does not answer. It may be kept, and is then ingested
-                once, whether it is sent again or not.
-            RedisError: If Redis did not answer; the scheduler compares disk and records.
+            QuotaExceeded: If `charge` does not fit into the sender's quota of the day.
+            OSError: If the file cannot be stored; nothing was recorded.
+            BucketUnavailable: If a bucket does not respond. The file may be stored all the same, and
+                is then ingested once, whether it is sent again or not.
+            RedisError: If Redis did not respond; the scheduler reconciles disk and records.
         """
         try:
             with traces.step("store bytes"):
@@ -89,14 +89,14 @@ class Intake:
                     record, idempotency_key=idempotency_key, charge=charge
                 )
         except (AppaError, ResponseError):  # a definite refusal: nothing was recorded
-            with suppress(OSError):  # a bucket that does not answer makes it an open one
+            with suppress(OSError):  # no answer from a bucket: the file may remain
                 self.uploads.forget(record.id)
             raise
-        # Any other error of Redis leaves open what it did: the reconciler compares disk and records.
-        if not created and batch.id != record.id:  # else the reconciler was faster
-            with suppress(OSError, BucketUnavailable):  # then the reconciler removes it
+        # After other errors of Redis the outcome is unknown: the reconciler compares disk and records.
+        if not created and batch.id != record.id:  # equal: the reconciler recorded it first
+            with suppress(OSError, BucketUnavailable):  # the reconciler removes it later
                 self.uploads.forget(record.id)
-        if batch.state is BatchState.RECEIVED:  # again for a duplicate: its message may be lost
+        if batch.state is BatchState.RECEIVED:  # also for a duplicate, whose message may be lost
             self.send(batch, together=created)
         return batch, created
 
@@ -105,7 +105,7 @@ class Intake:
 
         Arguments:
             batch: The upload.
-            together: Whether a message about another small upload brings this one as well.
+            together: Whether the message of another small upload may cover this one.
         """
         batches, small = self.stores.batches, batch.lane is Lane.SMALL
         try:

@@ -1,13 +1,13 @@
 """Keep records on disk once they have ended: `records.sqlite` in the data folder.
 
-Redis holds what is being worked on. A record that has ended is copied here at once and leaves Redis
-some minutes later, with its events and the keys under which it is found again (contents of uploads,
-idempotency keys). A job is written here before it is accepted, a cycle whenever it changes. So
-Redis stays small however long the installation runs, and what it held can be made again from here
-and from the uploads and results on disk.
+Redis holds unfinished work. A record that has ended is copied here at once and leaves Redis some
+minutes later, with its events and its unique keys (content hashes of uploads, idempotency keys). A
+job is written here before it is accepted, a cycle whenever it changes. Redis therefore stays small
+however long the installation runs, and its content can be restored from here and from the uploads
+and results on disk.
 
-A row is `present` while Redis is to have the record as well. Any number of processes and threads
-may read and write; each process opens the file at its first question.
+A row is `present` while Redis is expected to hold the record as well. Any number of processes and
+threads may read and write; each process opens the file at its first query.
 """
 
 # ruff: noqa: S608  (queries are put together from texts of this module alone)
@@ -40,7 +40,7 @@ T = TypeVar("T")
 _VERSION = 3
 _LOCK_SECONDS = 20.0
 _MANY = 500
-"""Values of one query; SQLite allows 999 at least."""
+"""Maximum number of parameters of one query; SQLite allows at least 999."""
 
 _SCHEMA = """
 CREATE TABLE records (
@@ -66,8 +66,8 @@ CREATE TRIGGER came AFTER UPDATE ON records WHEN NOT new.present BEGIN
   INSERT INTO totals VALUES (new.noun, new.owner, new.state, new.kind, 1)
     ON CONFLICT (noun, owner, state, kind) DO UPDATE SET count = count + 1; END;
 """
-"""Conflicts name their columns: eccodes brings an SQLite of 2018, which refuses others, and where it is
-imported first it is the one in use."""
+"""Conflict clauses name their columns: eccodes bundles an SQLite of 2018 that requires it, and that
+library is in use if eccodes is imported first."""
 
 _COUNTED = f"""
 CREATE INDEX by_owner ON records (noun, owner, id) WHERE NOT present;
@@ -96,14 +96,14 @@ UPDATE records SET owner = owner_in(record);
 INSERT INTO totals SELECT noun, owner, state, kind, count(*) FROM records WHERE NOT present
   GROUP BY noun, owner, state, kind;
 """
-"""Makes a file of version 1, which did not say whose a record is, one of this version."""
+"""Upgrade of a file of version 1, which did not store owners."""
 
 _NAMED = f"""
 DROP TRIGGER added;
 DROP TRIGGER came;
 {_COUNTING}
 """
-"""Makes a file of version 2, whose conflicts do not name their columns, one of this version."""
+"""Upgrade of a file of version 2, whose conflict clauses do not name their columns."""
 
 _COLUMNS = "noun, id, state, kind, ended, written, present, record, events"
 
@@ -114,14 +114,14 @@ class Kept:
 
     Attributes:
         noun: `job`, `batch` or `cycle`.
-        id: Of the record.
+        id: Id of the record.
         state: Its state.
         kind: Kind of job, container of an upload, flavour of a cycle.
         fields: The record as JSON values.
         ended: When it reached its end, in seconds since 1970; None before.
-        present: Whether Redis is to have it as well.
+        present: Whether Redis is expected to hold it as well.
         events: Its events as (id, type, data), data as JSON text.
-        names: What its unique keys hold, by key.
+        names: Values of its unique keys, by key.
         written: When the row was written, in seconds since 1970.
     """
 
@@ -140,8 +140,8 @@ class Kept:
 class RecordArchive:
     """The records on disk of one data folder.
 
-    Every method raises `StorageError` when the file cannot be read or written; the error is that
-    of a full disk where there is no room.
+    Every method raises `StorageError` when the file cannot be read or written; its cause is an
+    `OSError` if the disk is full.
 
     Arguments:
         layout: The data folder.
@@ -155,7 +155,7 @@ class RecordArchive:
         self._inherited: list[sqlite3.Connection | None] = []
 
     def close(self) -> None:
-        """Close the file; the next question opens it again."""
+        """Close the file; the next query opens it again."""
         with self._lock:
             if self._database is not None and self._process == os.getpid():
                 self._database.close()
@@ -229,12 +229,12 @@ class RecordArchive:
         return int(self._ask(lambda d: d.execute(query, (noun, *given.values())).fetchone())[0])
 
     def present(self, noun: str) -> list[Kept]:
-        """Return the records that Redis is to have, by id; few, however long the system runs."""
+        """Return the records that Redis should hold, by id; their number stays small."""
         query = f"SELECT {_COLUMNS} FROM records WHERE noun = ? AND present ORDER BY id"
         return [_kept(row) for row in self._ask(lambda d: d.execute(query, (noun,)).fetchall())]
 
     def names(self, noun: str, names: Sequence[str]) -> dict[str, str]:
-        """Return what unique keys hold, of those that are known here."""
+        """Return the values of those unique keys that are stored here."""
         if not names:
             return {}
         digests = {_digest(name): name for name in names}
@@ -250,7 +250,7 @@ class RecordArchive:
     # -- writing
 
     def put(self, records: Iterable[Kept]) -> None:
-        """Insert or replace records, durably; names that are held already stay as they are."""
+        """Insert or replace records, durably; unique keys that exist already are not changed."""
         rows, names, now = [], [], time.time()
         for kept in records:
             text = zlib.compress(json.dumps(dict(kept.fields), separators=(",", ":")).encode())
@@ -275,14 +275,14 @@ class RecordArchive:
             self._write(write)
 
     def set_present(self, noun: str, ids: Sequence[str], present: bool) -> None:
-        """State whether Redis is to have these records as well."""
+        """Set whether Redis is expected to hold these records as well."""
         update = "UPDATE records SET present = ? WHERE noun = ? AND id = ? AND present != ?"
         rows = [(int(present), noun, record_id, int(present)) for record_id in ids]
         if rows:
             self._write(lambda d: d.executemany(update, rows))
 
     def drop(self, noun: str, ids: Sequence[str], *, names: bool = True) -> None:
-        """Remove records and, unless told otherwise, their names."""
+        """Remove records and, by default, their unique keys."""
         rows = [(noun, record_id) for record_id in ids]
 
         def write(database: sqlite3.Connection) -> None:
@@ -294,20 +294,20 @@ class RecordArchive:
             self._write(write)
 
     def bind(self, noun: str, names: Mapping[str, str], record_id: str) -> None:
-        """Add unique keys, and what they hold, to a record."""
+        """Add unique keys with their values to a record."""
         rows = [(noun, _digest(name), value, record_id) for name, value in names.items()]
         if rows:
             insert = "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)"
             self._write(lambda d: d.executemany(insert, rows))
 
     def release(self, noun: str, names: Sequence[str]) -> None:
-        """Delete unique names of a kind of record, so that new records may take them."""
+        """Delete unique keys, so that new records may use them."""
         rows = [(noun, _digest(name)) for name in names]
         delete = "DELETE FROM names WHERE noun = ? AND name = ?"
         self._write(lambda d: d.executemany(delete, rows))
 
     def set_note(self, name: str, value: str) -> None:
-        """Keep a text under a name."""
+        """Store a note, a text under a name."""
         insert = "INSERT OR REPLACE INTO notes VALUES (?, ?)"
         self._write(lambda d: d.execute(insert, (name, value)))
 
@@ -317,7 +317,7 @@ class RecordArchive:
         Arguments:
             noun: Which records.
             before: Seconds since 1970.
-            limit: Most of them; call again while some are removed.
+            limit: Maximum number to remove; call again until none are left.
         """
         query = (
             "SELECT id FROM (SELECT id, ended FROM records WHERE noun = ? AND NOT present "
@@ -372,7 +372,7 @@ class RecordArchive:
             path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            network = is_on_network(path)  # where SQLite's write-ahead log cannot be shared
+            network = is_on_network(path)  # no WAL: it needs shared memory
             database.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
             database.execute("PRAGMA synchronous = FULL")
             database.create_function("owner_in", 1, _owner_in, deterministic=True)
@@ -387,7 +387,7 @@ class RecordArchive:
         return database
 
     def _set_aside(self, error: sqlite3.Error) -> None:
-        """Move a damaged file away; what it held is made again from the disk, as far as it can be."""
+        """Rename a damaged file; its content is rebuilt from disk as far as possible."""
         path = self.layout.records_file
         aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
         log.error("records damaged", reason=str(error), moved_to=str(aside))
@@ -423,7 +423,7 @@ def _digest(name: str) -> bytes:
 
 
 def _cause(error: sqlite3.Error) -> BaseException:
-    """Return the error of the system where SQLite tells it: a full disk."""
+    """Return an `OSError` for SQLite's error of a full disk, else the error itself."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
         return OSError(errno.ENOSPC, str(error))
     return error

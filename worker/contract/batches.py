@@ -35,7 +35,7 @@ __all__ = [
 _CORRECTION = re.compile(
     r"[A-Z]{4}\d{2}[ _.+-]?[A-Z]{4}[ _.+-]?\d{6}[ _.+-]?(CC[A-Z]|AA[A-Z]|COR|AMD)(?![A-Z0-9])", re.I
 )
-"""Heading of a correction in a file name, such as `A_ISMD01EDZW021200CCA_C_EDZW_…`."""
+"""Abbreviated heading of a correction in a file name, such as `A_ISMD01EDZW021200CCA_C_EDZW_…`."""
 _OF_BULLETINS = frozenset({"bufr", "text", "crex", "archive"})
 """Containers whose decoders read the heading of a bulletin from the name of the file."""
 
@@ -59,9 +59,9 @@ ALLOWED_BATCH_MOVES: dict[BatchState, frozenset[BatchState]] = {
     BatchState.REJECTED: frozenset(),
     BatchState.FAILED: frozenset(),
 }
-"""`rejected`: nothing in the upload could be read; `failed`: ingest met an error of its own.
+"""`rejected`: nothing in the upload could be read; `failed`: an error of the service.
 
-These are the moves of ingest. `BatchStore.retry`, asked for by a person, begins anew."""
+These are the transitions of ingest. `BatchStore.retry`, requested by a user, starts over."""
 
 _RETRIED = (BatchState.RECEIVED, BatchState.FAILED, BatchState.REJECTED)
 _BY_LIMITS = frozenset({"timeout", "out_of_memory"})
@@ -75,17 +75,17 @@ class Lane(StrEnum):
 
 
 SMALL_BYTES = 256 * 1024
-"""Uploads of so many bytes are small."""
+"""Maximum size of a small upload in bytes."""
 
 CALL_LIFETIME = timedelta(seconds=5)
-"""How long the message that has small uploads taken may be on its way before another is sent."""
+"""Time after which a message for small uploads counts as lost, and another is sent."""
 
 _EXPANDING = frozenset({"archive", "grib", "ioda", "odb", "parquet"})
-"""Formats in which few bytes may stand for millions of values."""
+"""Formats in which a small file may expand to millions of values."""
 
 
 def lane_of(size: int, container: str) -> Lane:
-    """Return where an upload of so many bytes and this format waits."""
+    """Return the lane of an upload of this size and format."""
     return Lane.SMALL if size <= SMALL_BYTES and container not in _EXPANDING else Lane.LARGE
 
 
@@ -149,19 +149,19 @@ class BatchRecord(Record):
 
     @property
     def lane(self) -> Lane:
-        """Return where it waits when it comes in."""
+        """Return the lane in which it waits when it arrives."""
         return lane_of(self.size, self.container)
 
     @property
     def message(self) -> str:
-        """Return why the upload waits after a fault; empty while it does not."""
+        """Return why the upload waits for a retry; empty if it does not."""
         if self.state is BatchState.RECEIVED and self.error is not None:
             return f"waiting: {self.error.message}"
         return ""
 
     @property
     def may_be_sent_again(self) -> bool:
-        """Return whether it ended by a fault of ours or by our limits, not by what is in it."""
+        """Return whether it ended by an error or limit of the service, not because of its content."""
         if self.state is BatchState.REJECTED and self.error is not None:
             return self.error.context.get("reason") in _BY_LIMITS
         return self.state is BatchState.FAILED
@@ -170,8 +170,8 @@ class BatchRecord(Record):
     def identity(self) -> str:
         """Return the key of the content: uploads of the same bytes and options share it.
 
-        A bulletin that its file name or its announcement calls a correction says more than its
-        bytes: that they are valid again after an earlier correction.
+        A bulletin marked as a correction by its file name or announcement is distinct from an earlier
+        one with the same bytes: it says that they are valid again.
         """
         named = _CORRECTION.search(self.file_name) if self.container in _OF_BULLETINS else None
         content = f"sha256:{self.sha256}" + (f":{named.group(1).upper()}" if named else "")
@@ -189,7 +189,7 @@ class IdempotencyConflict(InvalidInput):
 
 
 def _also_sent(api_key: str, content: str) -> str:
-    """Return the unique key of the fact that another API key sent a known content as well."""
+    """Return the unique key that records that another API key sent the same content as well."""
     return f"also:{api_key}:{content}"
 
 
@@ -218,8 +218,8 @@ class BatchStore(RecordStore[BatchRecord]):
     ) -> tuple[BatchRecord, bool]:
         """Store a new upload, or return the one with the same content and options or key.
 
-        A key that is new is bound to the batch, also where its content was known before. After a
-        failure on our side, or a rejection by our limits of time and memory, the content may be
+        A new idempotency key is bound to the batch, even if the content was known before. After a
+        failure of the service, or a rejection by its limits of time and memory, the content may be
         sent again under the same key.
 
         Returns:
@@ -227,7 +227,7 @@ class BatchStore(RecordStore[BatchRecord]):
 
         Raises:
             IdempotencyConflict: If the key was used before with another content.
-            QuotaExceeded: If it is new, and the sender's day has no room for `charge`.
+            QuotaExceeded: If it is new and `charge` does not fit into the sender's quota of the day.
         """
         content = record.identity
         key = f"key:{record.api_key}:{idempotency_key}"
@@ -247,7 +247,7 @@ class BatchStore(RecordStore[BatchRecord]):
         return batch, created
 
     def sent_by(self, batch: BatchRecord, api_key: str) -> bool:
-        """Return whether this API key has sent the content of a batch, be it after another key."""
+        """Return whether this API key has sent the content of a batch, first or after another key."""
         if batch.api_key == api_key:
             return True
         return self.holder(_also_sent(api_key, batch.identity)) is not None
@@ -265,8 +265,8 @@ class BatchStore(RecordStore[BatchRecord]):
     def restore(self, record: BatchRecord) -> tuple[BatchRecord, bool]:
         """Store the record of an upload that is on disk but unknown here; see `create`.
 
-        An upload with the same content that is known already is returned as it is, whatever became
-        of it. The record may be of an upload that has ended.
+        If an upload with the same content is known already, it is returned unchanged in any state.
+        The record may be of an upload that has ended.
         """
         batch, created = self._create(record, kind=record.container, unique=[record.identity])
         if created and record.state in self.ends:
@@ -276,10 +276,10 @@ class BatchStore(RecordStore[BatchRecord]):
         return batch, created
 
     def call(self, lane: Lane, lifetime: timedelta) -> bool:
-        """Return whether a message is needed to have the uploads of a lane taken.
+        """Return whether a message must be sent so that a worker takes the uploads of a lane.
 
-        None is needed while another one is on its way, which `take` answers. A message that was
-        lost is no longer waited for after `lifetime`.
+        None is needed while another message is in flight; `take` acknowledges it. A message counts as
+        lost after `lifetime`.
         """
         name = self._index("called", lane)
         return bool(self._call(self.redis.set(name, "1", nx=True, px=milliseconds(lifetime))))
@@ -287,16 +287,16 @@ class BatchStore(RecordStore[BatchRecord]):
     def take(
         self, lane: Lane, worker: str, lease: timedelta, *, most: int = 1, most_bytes: int = 0
     ) -> tuple[list[BatchRecord], bool]:
-        """Claim waiting uploads of a lane, the oldest of each API key in turn.
+        """Claim waiting uploads of a lane, round-robin over API keys, the oldest of each first.
 
-        Uploads that were begun before wait in no lane: their own messages bring them.
+        Uploads that were attempted before are in no lane: each has a message of its own.
 
         Arguments:
-            lane: Which ones.
-            worker: Who claims them.
-            lease: How long each claim lives without heartbeats.
-            most: Number of uploads.
-            most_bytes: Of all together, if there are several.
+            lane: The lane.
+            worker: Name of the worker that claims them.
+            lease: Lease of each claim, renewed by heartbeats.
+            most: Maximum number of uploads.
+            most_bytes: Maximum total size, if there are several.
 
         Returns:
             The uploads, as `claim` returns each, and whether others wait in the lane.
@@ -330,7 +330,7 @@ class BatchStore(RecordStore[BatchRecord]):
     def place(self, record_id: str) -> tuple[Lane | None, bool]:
         """Return the lane of an upload, and whether it waits alone; (None, False) if there is none.
 
-        Alone waits what was begun before, or was made by a release without lanes.
+        An upload waits alone if it was attempted before, or created by a release without lanes.
         """
         key = self.keys.record(self.noun, record_id)
         names = ["state", "lane", "size", "container"]
@@ -341,7 +341,7 @@ class BatchStore(RecordStore[BatchRecord]):
         return lane_of(int(size), json.loads(container)), alone
 
     def retry(self, record_id: str) -> BatchRecord:
-        """Begin the ingest of an upload anew: one that failed, was rejected, or waits for a retry.
+        """Restart the ingest of an upload that failed, was rejected, or waits for a retry.
 
         The caller sends its message.
 
@@ -374,7 +374,7 @@ class BatchStore(RecordStore[BatchRecord]):
             record_id,
             keys=[key],
         )
-        if self.archive is not None:  # its end does not count any more
+        if self.archive is not None:  # its earlier end is void
             self.archive.drop(self.noun, [record_id], names=False)
         return self.get(record_id)
 
@@ -390,7 +390,7 @@ class BatchStore(RecordStore[BatchRecord]):
     def finish_all(
         self, batches: Sequence[BatchRecord], summaries: Mapping[str, IngestSummary]
     ) -> dict[str, Exception]:
-        """End the ingest of several batches successfully; return why some were not ended by it."""
+        """End the ingest of several batches successfully; return the errors of those refused."""
         values = {batch.id: {"summary": summaries[batch.id], "error": None} for batch in batches}
         tokens = {batch.id: batch.token for batch in batches}
         return self.move_all(BatchState.INGESTED, tokens, terminal=True, values=values)
@@ -409,11 +409,11 @@ class BatchStore(RecordStore[BatchRecord]):
     def requeue(
         self, record_id: str, token: int, problem: Problem, retry_at: datetime | None = None
     ) -> None:
-        """Put the upload back to waiting after an error that may pass.
+        """Put the upload back to waiting after a transient error.
 
         Arguments:
             record_id: The batch.
-            token: Of the attempt that failed.
+            token: Token of the attempt that failed.
             problem: The reason, kept in the record.
             retry_at: No new attempt before this (UTC); at once when absent.
         """

@@ -1,4 +1,4 @@
-"""Open the buckets of an installation, and name the error of one that does not answer.
+"""Open the buckets of an installation, and define the error of an unavailable one.
 
 Results, and uploads as they were received, may each lie in an S3-compatible bucket instead of the
 data folder. The client (`worker.contract.objects`) is of the extra `objects` and is loaded only
@@ -22,7 +22,7 @@ __all__ = ["BucketUnavailable", "StoredObject", "open_bucket"]
 
 
 class BucketUnavailable(StorageError):
-    """A bucket does not answer, or refuses; the same may succeed later."""
+    """A bucket does not respond, or refuses the request; a retry may succeed."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Store cycles in Redis: one record for each valid time and flavour (early, final).
 
-A cycle is data with a deadline: a valid time, analysed early and once more when the late
-observations are in. Every move between its states is compare-and-set, so that any number of
-schedulers may make them.
+A cycle is the analysis of one valid time with a cut-off: an early one, and a final one once late
+observations have arrived. State transitions are compare-and-set, so that any number of schedulers
+may run.
 """
 
 import json
@@ -70,10 +70,9 @@ ALLOWED_CYCLE_MOVES: dict[CycleState, frozenset[CycleState]] = {
     CycleState.SKIPPED: frozenset({CycleState.DUE}),
     CycleState.CANCELLED: frozenset({CycleState.DUE}),
 }
-"""`waiting`: the cut-off is ahead, or uploads that arrived in time are still being ingested;
-`due`: decided, waits for room; `due -> due`: why it still waits;
-`submitted -> due`: retried after a failed job;
-the moves back to `due` from an end are reruns."""
+"""Allowed transitions. `waiting`: the cut-off is ahead, or uploads that arrived before it are still
+being ingested; `due`: decided, waits for a free slot; `due -> due`: the reason for waiting changes;
+`submitted -> due`: retry after a failed job; transitions from an end back to `due` are reruns."""
 
 CYCLE_DONE = frozenset(
     {CycleState.PUBLISHED, CycleState.FAILED, CycleState.SKIPPED, CycleState.CANCELLED}
@@ -166,7 +165,7 @@ class CycleRecord(Record):
 
     @property
     def unique_key(self) -> str:
-        """Return the idempotency key of its job: the same for all schedulers, new for each retry."""
+        """Return the idempotency key of its job: equal for all schedulers, new for each retry."""
         retry = f".{self.attempts}" if self.attempts else ""
         return f"cycle:{self.id}:{self.rerun}{retry}"
 
@@ -182,7 +181,7 @@ _FRESH_ATTEMPT: dict[str, Any] = {
     "cold_id": "",
     "message": "rerun asked for",
 }
-"""Fields of a cycle that is made again."""
+"""Initial fields of a rerun cycle."""
 
 
 class CycleStore(RecordStore[CycleRecord]):
@@ -225,7 +224,7 @@ class CycleStore(RecordStore[CycleRecord]):
     def in_state(self, *states: CycleState) -> list[CycleRecord]:
         """Return all cycles in one of these states, by valid time."""
         found = self._load(sorted(key for state in states for key in self.ids(state)))
-        return [record for record in found if record.state in states]  # moved on meanwhile
+        return [record for record in found if record.state in states]  # may have changed
 
     def load(self, keys: Iterable[str]) -> list[CycleRecord]:
         """Return the cycles with these keys, as far as they exist."""
@@ -270,7 +269,7 @@ class CycleStore(RecordStore[CycleRecord]):
         source = self._index("state", state) if state else self._index("all")
         keys = list(self._call(self.redis.zrevrangebylex(source, high, low)))
         if self.archive is not None:
-            after = f"{cycle_key(end, Flavour.FINAL)}~" if end else ""  # above all that begin so
+            after = f"{cycle_key(end, Flavour.FINAL)}~" if end else ""  # sorts after this prefix
             gone = self.archive.states(self.noun, low.lstrip("[-"), below=after, state=state)
             keys = sorted({*keys, *gone}, reverse=True)
         keys = [key for key in keys if not flavour or key.endswith(f"_{flavour}")]
@@ -285,7 +284,7 @@ class CycleStore(RecordStore[CycleRecord]):
         return self._create(record, kind=record.flavour, unique=[record.id])
 
     def change(self, record: CycleRecord, to: CycleState, **values: Any) -> bool:
-        """Move a cycle on from the state it was read in, unless it has changed since.
+        """Change a cycle from the state it was read in, unless it has changed since (compare-and-set).
 
         Arguments:
             record: As read.
@@ -293,8 +292,8 @@ class CycleStore(RecordStore[CycleRecord]):
             values: Fields to set.
 
         Returns:
-            Whether this caller made the change; False when another was first, or the table of
-            moves does not hold it.
+            Whether this caller made the change; False if another was first, or the transition is
+            not allowed.
         """
         return self._change(record, to, values)
 
@@ -305,7 +304,7 @@ class CycleStore(RecordStore[CycleRecord]):
         values: Mapping[str, Any],
         unique: tuple[str, str] = ("", ""),
     ) -> bool:
-        """Move a cycle and, in the same step, store a value under a unique key if one is named."""
+        """Change a cycle and, atomically, store a value under a unique key if one is given."""
         key, held = unique
         if to not in ALLOWED_CYCLE_MOVES[record.state]:
             return False
@@ -353,8 +352,8 @@ class CycleStore(RecordStore[CycleRecord]):
             cut_off: Last arrival accepted now.
             decided: The operational present.
             asked_by: API key that asked.
-            unique_key: A caller's own key: one rerun at most is made under it.
-            asked: The request, as `asked_before` returns it later.
+            unique_key: The caller's idempotency key: at most one rerun is made under it.
+            asked: The request, which `asked_before` returns later.
 
         Raises:
             MoveRefused: If it is not ended, or changed meanwhile.

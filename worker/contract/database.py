@@ -1,4 +1,4 @@
-"""Write to SQLite files in transactions, and make their tables once: what all of them share."""
+"""Share transactions and the creation and upgrade of tables among all SQLite files."""
 
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -9,9 +9,9 @@ __all__ = ["create_tables", "snapshot", "transaction"]
 
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Hold the right to write; commit at the end, roll back on an error, also on one of the commit.
+    """Run a block in a write transaction; roll back on an error, including one of the commit.
 
-    The connection is one without transactions of its own (`isolation_level=None`).
+    The connection must be in autocommit mode (`isolation_level=None`).
     """
     database.execute("BEGIN IMMEDIATE")
     try:
@@ -25,7 +25,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(database: sqlite3.Connection) -> Iterator[None]:
-    """Let several queries see the same state, whatever others write in between."""
+    """Run several queries in one read transaction, so that they see the same state."""
     database.execute("BEGIN")
     try:
         yield
@@ -42,14 +42,14 @@ def create_tables(
     replace: bool = False,
     upgrades: Mapping[int, str] = {},
 ) -> None:
-    """Create the tables of a version, unless they are there.
+    """Create the tables of a schema version, unless they exist.
 
     Arguments:
         database: The file.
-        schema: Statements with semicolons between them; those of triggers hold some of their own.
-        version: Kept in the file as `user_version`.
-        replace: Whether tables of another version are dropped before.
-        upgrades: Statements that make a file of an older version, the key, one of this version.
+        schema: Statements separated by semicolons; triggers may contain semicolons, too.
+        version: Stored in the file as `user_version`.
+        replace: Whether to drop tables of another version first.
+        upgrades: Statements that upgrade a file to this version, by its older version.
     """
     if _version(database) == version:
         return

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _CLEAR = 1.25
-"""Free space, relative to the watermark, from which on work is taken again."""
+"""Free space, relative to the watermark, above which work is accepted again (hysteresis)."""
 
 
 class DiskSettings(Protocol):
@@ -63,7 +63,7 @@ class DiskState:
         low: Whether new work is refused.
         free: Bytes that may be used.
         total: Bytes in all.
-        needed: Free bytes from which on work is taken.
+        needed: Free bytes above which work is accepted.
         since: When it became low (UTC); None while it is not.
     """
 
@@ -104,7 +104,7 @@ def disk_state(layout: Layout, settings: DiskSettings) -> DiskState:
     if usage.free < needed:
         if since is None:
             since = datetime.now(UTC)
-            with suppress(OSError):  # no room even for a name: the figures say it each time
+            with suppress(OSError):  # no space even for the marker: only the free bytes count
                 marker.touch()
         return DiskState(True, usage.free, usage.total, int(watermark * _CLEAR), since)
     if since is not None:
@@ -170,7 +170,7 @@ _NETWORK = (
     "nfs",
     "smb",
 )
-"""First letters of file system types that several hosts may mount."""
+"""Prefixes of file system types that several hosts may mount."""
 
 
 def is_on_network(path: Path) -> bool:

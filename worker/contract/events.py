@@ -1,7 +1,7 @@
 """Log the events of the whole installation in one capped stream.
 
-An event is emitted once, however often it is reported: its id is made of its type and its
-subject. Listeners of the gateway follow the stream; webhooks are served from it.
+Emitting is idempotent: the id of an event consists of its type and subject, and each id is emitted
+once. Listeners of the gateway follow the stream; webhooks are served from it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ FEED: Final = ("feed", "all")
 """Noun and id of the stream, for `EventFeed.follow`."""
 
 LENGTH: Final = 10_000
-"""Events kept."""
+"""Approximate length of the stream."""
 
 _REMEMBERED_SECONDS = 90 * 86_400
 
@@ -80,7 +80,7 @@ class LoggedEvent(Record):
 
 
 def event_id(type: EventType, subject: str) -> str:
-    """Return the id of an event, made of what happened and to what."""
+    """Return the id of an event, made of its type and subject."""
     return "evt_" + hashlib.sha256(f"{type}/{subject}".encode()).hexdigest()[:32]
 
 
@@ -101,8 +101,8 @@ class EventLog:
 
         Arguments:
             type: What happened.
-            subject: Names what it happened to, such as an analysis; with the type it is the
-                event's identity.
+            subject: Id of what it happened to, such as an analysis; with the type it is the id of
+                the event.
             data: JSON-able.
         """
         kind = EventType(type)

@@ -1,7 +1,7 @@
 """Show the state of the sources of observations: what the feeds report, for the API and metrics.
 
-The process of the feeds writes the state of each source every few seconds; a report that is no longer
-renewed tells that the process has stopped.
+The feed process writes the state of each source every few seconds; a stale report means that the
+process has stopped.
 """
 
 from datetime import datetime, timedelta
@@ -64,7 +64,7 @@ class StatusBoard:
         self.keys = keys
 
     def write(self, statuses: list[SourceStatus]) -> None:
-        """Replace the reports by those of the sources that there are now."""
+        """Replace the reports with those of the present sources."""
         pipe = self.redis.pipeline(transaction=True)
         pipe.delete(self.keys.sources)
         if statuses:

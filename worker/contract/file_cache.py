@@ -1,7 +1,7 @@
-"""Keep copies on this machine of files that lie in a bucket and never change, up to a bound.
+"""Cache immutable files of a bucket on local disk, least recently used first out.
 
-What nobody used for longest is deleted when the files exceed the bound; readers that hold one open
-go on reading. Any number of processes may share a cache.
+Files are deleted when their total size exceeds the limit; readers that have one open can go on
+reading. Any number of processes may share a cache.
 """
 
 import fcntl
@@ -24,21 +24,21 @@ __all__ = ["FileCache"]
 log = structlog.get_logger()
 
 _JUST_USED_SECONDS = 600.0
-"""A file is not deleted so soon after its path was given to somebody."""
+"""Time after its last use during which a file is not deleted: a caller may be about to open it."""
 
 _LOCKS = tuple(threading.Lock() for _ in range(32))
-"""Two readers of one file fetch it once."""
+"""Striped locks, so that threads which need the same file fetch it once."""
 
 
 @dataclass(frozen=True)
 class FileCache:
-    """Copies below a folder.
+    """Disk cache in a folder.
 
     Attributes:
-        folder: Where they lie.
-        most_bytes: The bound.
-        lock: A file that says which process deletes; it need not exist.
-        files: Yields the paths of the copies in a folder.
+        folder: Where the files are.
+        most_bytes: Maximum total size.
+        lock: Lock file of the process that deletes; created if absent.
+        files: Yields the paths of the cached files in a folder.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class FileCache:
     files: Callable[[Path], Iterable[Path]]
 
     def use(self, path: Path) -> bool:
-        """Return whether a file is here, and note that it is used."""
+        """Return whether a file is cached, and record its use."""
         try:
             os.utime(path)
         except FileNotFoundError:
@@ -59,7 +59,7 @@ class FileCache:
 
         Arguments:
             path: Its place, in a folder that exists.
-            sha256: Of its bytes, or the beginning of that.
+            sha256: SHA-256 of its bytes, or a prefix of it.
             content: Its bytes.
 
         Raises:
@@ -83,11 +83,11 @@ class FileCache:
         self.trim()
 
     def trim(self) -> int:
-        """Delete the files that were not used for longest until the rest fits; return how many."""
+        """Delete the least recently used files until the rest fits; return their number."""
         with self.lock.open("w") as held:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # another process is at it
+            except BlockingIOError:  # another process is trimming
                 return 0
             return self._trim()
 

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 COMPARED_WITH = "compared_with"
-"""Entry of the `cycle` of a cold window that names the analysis which it is compared with."""
+"""Key in the `cycle` of a cold window with the id of the analysis it is compared with."""
 
 
 class JobState(StrEnum):
@@ -52,7 +52,7 @@ ALLOWED_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset(),
 }
-"""The one table of moves. `running -> queued` only for a retryable error or a lost worker."""
+"""Allowed transitions. `running -> queued` only for a retryable error or a lost worker."""
 
 TERMINAL = frozenset(state for state, moves in ALLOWED_MOVES.items() if not moves)
 
@@ -131,14 +131,14 @@ class JobRecord(Record):
 
     @property
     def kind(self) -> str:
-        """The kind of job, a name of `worker.contract.kinds.KINDS`."""
+        """Return the kind of job, a name of `worker.contract.kinds.KINDS`."""
         return self.spec.kind
 
     @property
     def priority(self) -> int:
         """Return the priority of its message, one of `queues.PRIORITIES`; lower goes first.
 
-        What is only compared with an analysis of the cycles goes behind all that somebody waits for.
+        Jobs that only serve a comparison with a cycle's analysis come last: nobody waits for them.
         """
         if self.flavour == CHALLENGER or COMPARED_WITH in self.cycle:
             return KINDS["reanalysis"].priority
@@ -151,7 +151,7 @@ class JobRecord(Record):
 
 
 class JobStore(RecordStore[JobRecord]):
-    """Jobs in Redis, with the moves that gateway, scheduler and workers make."""
+    """Jobs in Redis, with the state transitions that gateway, scheduler and workers make."""
 
     noun = "job"
     model = JobRecord
@@ -173,21 +173,21 @@ class JobStore(RecordStore[JobRecord]):
 
         Arguments:
             record: In state `queued`.
-            unique_key: A caller's own key (idempotency key, cycle): a second job under it is not
-                created.
-            charge: Counted for its owner if the job is new.
+            unique_key: The caller's idempotency key, or that of a cycle: no second job is created
+                under it.
+            charge: Amount counted against its owner's quota if the job is new.
 
         Returns:
             The job under that key, and whether it was created now.
 
         Raises:
-            StorageError: If it cannot be written to the archive; then there is no job.
-            QuotaExceeded: If it is new, and its owner's day has no room for `charge`.
+            StorageError: If it cannot be written to the archive; no job is created.
+            QuotaExceeded: If it is new and `charge` does not fit into its owner's quota of the day.
         """
         unique = [unique_key] if unique_key else []
         if self.archive is None or (unique_key and self.holder(unique_key) is not None):
             return self._create(record, kind=record.kind, unique=unique, charge=charge)
-        # Before it is accepted it is on disk: a server that loses its data does not lose it.
+        # Written to disk before it is accepted, so that it survives a loss of Redis.
         names = {self.keys.unique(self.noun, name): record.id for name in unique}
         self.archive.put([self.kept(record, names)])
         try:
@@ -214,7 +214,7 @@ class JobStore(RecordStore[JobRecord]):
         return job
 
     def cancel(self, record_id: str) -> JobState:
-        """Cancel a job: at once when it waits, else at its next step; return the new state.
+        """Cancel a job: at once if it is queued, else at its next step; return the new state.
 
         Raises:
             MoveRefused: If it is finished, or its result is being published.
@@ -241,7 +241,7 @@ class JobStore(RecordStore[JobRecord]):
         return JobState(self._run(scripts.PROGRESS, record_id, token, text))
 
     def open_gate(self, record_id: str, token: int) -> None:
-        """Open the gate in front of publication; from here on a cancel is refused.
+        """Enter publication; from here on a cancel is refused.
 
         Raises:
             LeaseLost: If a newer attempt holds the job.
@@ -259,17 +259,17 @@ class JobStore(RecordStore[JobRecord]):
         self.move(record_id, JobState.FAILED, token=token, terminal=True, error=problem)
 
     def confirm_cancel(self, record_id: str, token: int) -> None:
-        """End a job whose cancellation its worker has followed."""
+        """End a cancelled job after its worker has stopped."""
         self.move(record_id, JobState.CANCELLED, token=token, terminal=True)
 
     def requeue(
         self, record_id: str, token: int, problem: Problem, retry_at: datetime | None = None
     ) -> None:
-        """Put the job back to waiting after an error that may pass.
+        """Put the job back in the queue after a transient error.
 
         Arguments:
             record_id: The job.
-            token: Of the attempt that failed.
+            token: Token of the attempt that failed.
             problem: The reason, kept in the record and shown as its progress.
             retry_at: No new attempt before this (UTC); at once when absent.
         """

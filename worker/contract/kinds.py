@@ -56,9 +56,9 @@ BackgroundChoice = Literal["auto", "previous_analysis", "climatology"]
 
 
 FIRST_YEAR, LAST_YEAR = 1700, 2200
-"""Times are counted in nanoseconds since 1970 in 64 bits, which end in 1677 and 2262."""
+"""Accepted years: times are int64 nanoseconds since 1970, which range from 1677 to 2262."""
 MAX_REANALYSIS_HOURS = 366 * 24
-"""A reanalysis is one trajectory, held as a whole: a year of states at most."""
+"""Maximum length of a reanalysis in hours: it is one trajectory, held in memory as a whole."""
 _DATE_AND_CLOCK = re.compile(r"\s*\d{4}-?\d\d-?\d\d[Tt_ ]\d\d")
 
 
@@ -72,7 +72,7 @@ def _with_clock(time: Any) -> Any:
 
 
 def _utc(time: datetime) -> datetime:
-    """`time` in UTC; a time without a zone is read as UTC."""
+    """Return `time` in UTC; a time without a zone is read as UTC."""
     if time.tzinfo is None:
         return time.replace(tzinfo=UTC)
     try:
@@ -82,7 +82,7 @@ def _utc(time: datetime) -> datetime:
 
 
 def _countable(time: datetime) -> datetime:
-    # Zones move a time by less than a day.
+    # Converting between time zones shifts a time by less than a day.
     if not FIRST_YEAR <= time.year <= LAST_YEAR:
         raise ValueError(
             f"Expected a year from {FIRST_YEAR} to {LAST_YEAR}; got {time.isoformat()}."
@@ -437,26 +437,26 @@ class ReanalysisSpec(SpecBase):
 
 @dataclass(frozen=True)
 class JobKind:
-    """A kind of job and its results: all that readers of kinds need to know about it.
+    """A kind of job and its results: everything that other modules need to know about it.
 
     Attributes:
-        name: In specifications, the API and the catalogue.
+        name: Name in specifications, the API and the catalogue.
         spec: Its specification, with `kind` a literal of the name; its `plan` says which states
             are computed, observed, tied and written.
-        tag: Stands for it in file names: 2 to 8 lower-case letters, unlike those of other kinds.
-        noun: What a result is called, such as "analysis".
-        plural: The same for several.
-        description: Of its collection in the catalogue.
-        summary: What the example asks for.
+        tag: Its tag in file names: 2 to 8 lower-case letters, unique among kinds.
+        noun: Noun for a result, such as "analysis".
+        plural: Plural of the noun.
+        description: Description of its collection in the catalogue.
+        summary: Summary of the example.
         example: A specification, shown in the API documentation.
         priority: Place in the queue, one of `worker.contract.queues.PRIORITIES`.
         forecast: Whether its states follow the reference time and have not seen observations.
-        instant: Whether a result stands for its reference time, however many states are in it.
-        cycled: Whether the cycles make it every hour. Its results then come as `early` and
-            `final`, and each of these has a retention rule of its own.
+        instant: Whether a result represents its reference time, however many states it holds.
+        cycled: Whether the cycles compute it every hour. Its results then come as `early` and
+            `final`, each with its own retention rule.
         keep_days: Days that results outside the cycles are kept; None for ever. Installations
             change it in `retention.yaml`.
-        keep_newest: So many of the newest are kept whatever their age.
+        keep_newest: Number of the newest results that are kept whatever their age.
     """
 
     name: str
@@ -495,7 +495,7 @@ class JobKind:
 
 
 _OTHER_TAGS = ("obsfb", "ql")
-"""Tags of the feedback and of quick-looks, which every kind may have."""
+"""Tags of feedback files and quick-looks, which results of every kind may have."""
 
 KINDS: Registry[JobKind] = Registry(
     "job kind",
@@ -560,8 +560,8 @@ KINDS: Registry[JobKind] = Registry(
 class _OneOfKinds:
     """Validate as the specification that `kind` names: a union of those of all kinds.
 
-    The union is made when a model or a route uses it, not when this module is imported, so that
-    an extension may import this module.
+    The union is built when a model or a route uses it, not when this module is imported, so that an
+    extension can import this module to register its kind.
     """
 
     def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -17,13 +17,13 @@ __all__ = [
 ]
 
 HIDDEN = "deleted-"
-"""Begins the names of folders in `tmp` whose content nobody sees any more."""
+"""Prefix of folders in `tmp` that have been unpublished and are about to be deleted."""
 
 RESULTS_CACHE_BYTES = 10 * 2**30
-"""Bound of the copies kept of results in a bucket, unless the settings say otherwise."""
+"""Default size limit of the disk cache of results in a bucket."""
 
 OBSERVATIONS_CACHE_BYTES = 10 * 2**30
-"""The same of observations in a bucket."""
+"""Default size limit of the disk cache of observations in a bucket."""
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -51,7 +51,7 @@ def analysis_file_name(
     Arguments:
         product: The tag of a job kind (`an`, `fc`, `ra`), `obsfb` feedback, `ql` quick-look.
         time: Valid time of an analysis, reference time of a forecast (UTC).
-        revision: Rises when later data change the analysis of the same valid time.
+        revision: Revision of the analysis of this valid time; each recomputation increases it.
         flavour: `early`, `final`, or empty for a job outside the cycles.
         lead_hour: Lead time of a single forecast step in hours.
         extension: Suffix of the file, without the dot.
@@ -69,10 +69,10 @@ class Layout:
     Attributes:
         root: The data folder.
         results_url: Where results are published, such as `s3://bucket/prefix`; empty: in `root`.
-        results_cache_bytes: Of a bucket, so much is kept in `root` to be read again.
+        results_cache_bytes: Size limit of the disk cache in `root` of results in a bucket.
         uploads_url: Where uploads are kept as they were received; empty: in `root`.
         observations_url: Where the observation store is; empty: in `root`.
-        observations_cache_bytes: Of a bucket, so much is kept in `root` to be read again.
+        observations_cache_bytes: Size limit of the disk cache in `root` of observations in a bucket.
     """
 
     root: Path
@@ -94,7 +94,7 @@ class Layout:
     def observations(self) -> Path:
         """Folder of the observation store: commits and Parquet files by hour.
 
-        With the store in a bucket these are copies of the Parquet files that were read last.
+        With the store in a bucket this is a cache of its Parquet files.
         """
         return self.root / ("observations-cache" if self.observations_url else "observations")
 
@@ -102,8 +102,8 @@ class Layout:
     def analyses(self) -> Path:
         """Folder of published results, one complete folder each.
 
-        With results in a bucket these are copies, made again when they are missing: of every
-        manifest, and of the files that were read last (`worker.results.bucket`).
+        With results in a bucket this is a cache: of every manifest, and of the most recently used
+        files (`worker.results.bucket`).
         """
         return self.root / ("results-cache" if self.results_url else "analyses")
 
@@ -114,7 +114,7 @@ class Layout:
 
     @property
     def catalogue_file(self) -> Path:
-        """`catalogue.sqlite`: the index of the published results, made from their manifests."""
+        """`catalogue.sqlite`: the index of the published results, built from their manifests."""
         return self.root / "catalogue.sqlite"
 
     @property
@@ -169,12 +169,12 @@ class Layout:
 
     @property
     def backlog_file(self) -> Path:
-        """`backlog.sqlite`: what the feeds have been told of, and what became of it."""
+        """`backlog.sqlite`: notifications that the feeds received, and the outcome of each."""
         return self.root / "backlog.sqlite"
 
     @property
     def pulls(self) -> Path:
-        """Folder of what was pulled from archives: files under way, and lists of those finished."""
+        """Folder of pulls from archives: partial downloads, and lists of finished files."""
         return self.root / "pulls"
 
     @property
@@ -225,7 +225,7 @@ class Layout:
 
     @property
     def announced_file(self) -> Path:
-        """Marker that exists once results were announced: Redis must know which."""
+        """Marker that exists once results were announced, so that a loss of their list is noticed."""
         return self.root / ".announced"
 
     def raw_batch(self, batch_id: str) -> Path:
@@ -237,7 +237,7 @@ class Layout:
         return self.raw_batch(batch_id) / _safe(name)
 
     def raw_record(self, batch_id: str) -> Path:
-        """What was said about an upload when it was received, should Redis forget it."""
+        """Record of an upload as received, from which it is restored if Redis loses it."""
         return self.raw_batch(batch_id) / "batch.json"
 
     def upload(self, batch_id: str) -> Path:
@@ -253,11 +253,11 @@ class Layout:
         return self.analysis(analysis_id) / _safe(name)
 
     def manifest(self, analysis_id: str) -> Path:
-        """The manifest, written last: without it there is no result."""
+        """Manifest of a result, written last: a folder without one is no result."""
         return self.analysis(analysis_id) / "manifest.json"
 
     def hidden(self, name: str) -> Path:
-        """Where the folder `name` lies between being taken out of sight and being deleted."""
+        """Place of a folder that has been unpublished and not yet deleted."""
         return self.tmp / f"{HIDDEN}{_safe(name)}"
 
     def staging(self, analysis_id: str, token: int) -> Path:
@@ -267,8 +267,8 @@ class Layout:
     def create(self) -> "Layout":
         """Create the folders that do not exist; return the layout.
 
-        A new data folder is for its user alone. In one that exists, those folders are closed to
-        others that hold uploads, logs, and the broker's files with the secrets of webhooks.
+        A new data folder is readable by its user only. In an existing one, access by others is
+        removed from the folders of uploads, logs, and the broker's files with webhook secrets.
         """
         if not self.root.exists():
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -277,6 +277,6 @@ class Layout:
         for folder in (self.raw, self.tmp, self.broker, self.logs):
             folder.mkdir(mode=0o700, exist_ok=True)
             if folder.stat().st_mode & 0o077:
-                with suppress(PermissionError):  # another user's, who decides
+                with suppress(PermissionError):  # owned by another user
                     folder.chmod(0o700)
         return self

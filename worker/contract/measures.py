@@ -1,11 +1,10 @@
-"""Measure the work of every process, and add it up in Redis, where the gateway reads it for `/metrics`.
+"""Count the work of every process, and aggregate it in Redis, where the gateway reads it for `/metrics`.
 
-A process counts into a registry of its own and pushes, every few seconds, what was added since its
-last push: `HINCRBYFLOAT` on one hash. So any number of processes on any number of machines may
-count, one that ends or is killed takes nothing away, and one that is new begins where the others
-are. A process that is killed loses what it had not pushed. What a measure is called, and its labels
-and buckets, is part of the name of the hash: a release that measures otherwise begins a new one,
-which Prometheus takes for a restart.
+A process counts in its own registry and every few seconds pushes the increments since its last push:
+`HINCRBYFLOAT` on one hash. Any number of processes on any number of machines may count; counters
+survive the end of a process, except for increments that a killed process had not pushed. Names,
+labels and buckets of all metrics are part of the name of the hash: a release that changes them starts
+a new hash, which Prometheus sees as a counter reset.
 
 Values of labels are bounded: kinds, networks, outcomes and codes of problems are named in the
 code or by extensions, sources in the settings of the installation; no label holds an id, a name of
@@ -40,10 +39,10 @@ __all__ = ["DELAYS", "JobMeter", "Measures", "SharedMeasures"]
 log = structlog.get_logger()
 
 DELAYS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
-"""Bounds of seconds that pass while something is done: 0.1 s to an hour."""
+"""Bucket bounds of durations of work: 0.1 s to an hour."""
 
 _LATE = (*DELAYS, 2 * 3600, 6 * 3600, 12 * 3600, 24 * 3600)
-"""Bounds of seconds for which something may wait through an outage."""
+"""Bucket bounds of waiting times, which may include an outage, in seconds."""
 
 _REMEMBERED_SECONDS = 90 * 86_400
 
@@ -52,11 +51,11 @@ class Measures:
     """Counters of one process.
 
     Arguments:
-        redis: Where it is added up; None keeps it here.
-        keys: Names the hash.
+        redis: Server on which counts are aggregated; None to count in this process only.
+        keys: Key names, with that of the hash.
 
     Attributes:
-        registry: Everything that is counted.
+        registry: Registry of all metrics.
         key: The hash in Redis.
     """
 
@@ -164,7 +163,7 @@ class Measures:
         )
 
     def _begin_at_zero(self) -> None:
-        """Show counters that alerts look at before they count: a rise from nothing is none."""
+        """Initialise counters used by alerts at zero: `increase()` needs a first sample."""
         for noun in ("job", "batch"):
             self.lost_workers.labels(noun)
         for kind in KINDS:
@@ -223,10 +222,10 @@ class Measures:
     # -- adding up
 
     def push(self, part: str = "") -> bool:
-        """Add to the hash what is new since the last push; return whether the server took it.
+        """Add increments since the last push to the hash; return whether the server accepted them.
 
         Arguments:
-            part: Under which the processor time of this process is counted; not at all if empty.
+            part: Label under which to count the processor time of this process; empty not to count it.
         """
         if self._redis is None:
             return False
@@ -237,7 +236,7 @@ class Measures:
             fresh = {
                 name: value - self._pushed.get(name, 0.0)
                 for name, value in now.items()
-                if value != self._pushed.get(name)  # a new one is shown, although it is zero
+                if value != self._pushed.get(name)  # a new counter is sent even if zero
             }
             try:
                 pipe = self._redis.pipeline()
@@ -272,7 +271,7 @@ class SharedMeasures(Collector):
 
     Arguments:
         redis: The server.
-        keys: Of the installation.
+        keys: Key names of the installation.
     """
 
     def __init__(self, redis: "Redis", keys: Keyspace) -> None:
@@ -283,7 +282,7 @@ class SharedMeasures(Collector):
         self._stored: dict[str, str] = {}
 
     def read(self) -> None:
-        """Get the present values.
+        """Read the present values.
 
         Raises:
             RedisError: If the server cannot be reached.
@@ -310,7 +309,7 @@ class SharedMeasures(Collector):
 
 
 def _place(sample: Sample) -> tuple[Any, ...]:
-    """Sort the samples of one set of labels together, buckets by their bounds."""
+    """Return the sort key of a sample: equal labels together, buckets by their bounds."""
     labels = {k: v for k, v in sample.labels.items() if k != "le"}
     return (*sorted(labels.items()), sample.name, float(sample.labels.get("le", 0)))
 
@@ -319,7 +318,7 @@ class JobMeter:
     """Measures one attempt at a job: the time of its phases and diffusion steps.
 
     Arguments:
-        measures: Of this process.
+        measures: Metrics of this process.
         kind: Kind of job.
     """
 
@@ -341,11 +340,11 @@ class JobMeter:
         self._step = time.monotonic()
 
     def assimilated(self, outcomes: Mapping[str, Mapping[str, int]], retries: int) -> None:
-        """Count what became of the values of a window, and evaluations that ran out of memory.
+        """Count the outcomes of the values of a window, and retries after running out of memory.
 
         Arguments:
             outcomes: Values by network and outcome of the checks.
-            retries: How often less was asked for.
+            retries: Number of retries with less memory.
         """
         self.measures.checked("analysis", outcomes)
         if retries:

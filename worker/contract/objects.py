@@ -1,9 +1,9 @@
-"""Speak with an S3-compatible bucket: the few requests that storing and reading need.
+"""Read and write objects of an S3-compatible bucket.
 
 The client is obstore. Endpoint, region and credentials come from the `AWS_*` variables, or from the
-role of the machine. Every object is sent with its SHA-256, which the server checks. A request that
-meets an error of the server or of the network is repeated for some seconds; what is still not
-answered then is `BucketUnavailable`, which whoever works on a job waits out.
+role of the machine. Every object is sent with its SHA-256, which the server checks. A request is
+retried for some seconds after an error of the server or the network, and then raises
+`BucketUnavailable`; jobs are retried after it.
 """
 
 import os
@@ -31,7 +31,7 @@ __all__ = ["Bucket"]
 
 _CHUNK = 4 << 20
 _HEALTH_SECONDS = 5.0
-"""So long an answer to `problem` is repeated."""
+"""Seconds for which the answer of `problem` is cached."""
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _QUICK: Mapping[str, Any] = {"max_retries": 1, "retry_timeout": timedelta(seconds=5)}
@@ -43,8 +43,8 @@ class Bucket:
 
     Arguments:
         url: Such as `s3://bucket/prefix`.
-        connect_seconds: Longest wait for a connection.
-        answer_seconds: Longest time of one request with its body, of a few MiB.
+        connect_seconds: Timeout of a connection.
+        answer_seconds: Timeout of one request with its body, of a few MiB.
 
     Raises:
         ConfigurationError: If the address or the variables are not understood.
@@ -95,18 +95,18 @@ class Bucket:
         return True
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write an object anew that nobody else writes meanwhile (`If-Match`).
+        """Replace an object, unless somebody else changes it meanwhile (`If-Match`).
 
         Raises:
             FileNotFoundError: If it does not exist.
-            BucketUnavailable: If somebody did; try again.
+            BucketUnavailable: If somebody did; retry.
         """
         with self._answers():
             tag = self._patient.head(name)["e_tag"]
             self._patient.put(name, content, mode={"e_tag": tag} if tag else "overwrite")
 
     def swap(self, name: str, content: bytes, tag: str) -> bool:
-        """Write an object anew if it is as it was when it had the tag; return whether it was."""
+        """Replace an object if it still has the entity tag `tag`; return whether it had."""
         with self._answers():
             try:
                 self._patient.put(name, content, mode={"e_tag": tag})
@@ -115,7 +115,7 @@ class Bucket:
         return True
 
     def send(self, content: Path | bytes, name: str) -> None:
-        """Write a file or bytes to an object, whatever there is; much goes in parts."""
+        """Write a file or bytes to an object, overwriting it; large ones by multipart upload."""
         with self._answers(exists=True):
             self._patient.put(name, content)
 
@@ -151,7 +151,7 @@ class Bucket:
                 return None
 
     def stream(self, name: str, first: int, last: int) -> Iterator[bytes]:
-        """Return the bytes `first` to `last`, both included, as they come.
+        """Return the bytes `first` to `last`, both included, as a stream.
 
         Raises:
             FileNotFoundError: If there is no such object; before anything is returned.
@@ -167,7 +167,7 @@ class Bucket:
             return bytes(self._patient.get_range(name, start=first, end=end))
 
     def _rest(self, name: str, part: bytes, first: int, last: int) -> Iterator[bytes]:
-        """Yield part after part, each asked for by itself: a slow reader holds no request open."""
+        """Yield part after part, one request each, so that a slow reader holds no request open."""
         yield part
         while (first := first + len(part)) <= last:
             part = self._part(name, first, last)
@@ -215,7 +215,7 @@ class Bucket:
     # -- what it can do
 
     def problem(self) -> str:
-        """Return why the bucket cannot be read; empty if it can. Asked again after some seconds."""
+        """Return why the bucket cannot be read; empty if it can. Cached for some seconds."""
         asked, found = self._health
         if time.monotonic() - asked > _HEALTH_SECONDS:
             found = ""
@@ -227,9 +227,10 @@ class Bucket:
         return found
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        """Try on a passing object what publication relies on; yield each promise and its fault.
+        """Check the guarantees that publication relies on with a temporary object.
 
-        An empty fault says that the promise is kept.
+        Yields:
+            Each guarantee and what is wrong; empty if it holds.
         """
         name = f"checks/{secrets.token_hex(8)}"
         tests: dict[str, Callable[[], str]] = {
@@ -273,7 +274,7 @@ class Bucket:
         """Turn the client's errors into ours; a missing object stays `FileNotFoundError`.
 
         Arguments:
-            exists: Of requests that need no object: what is missing then is the bucket.
+            exists: Whether the request needs no object, so that "not found" means the bucket.
         """
         try:
             yield
@@ -293,7 +294,7 @@ class Bucket:
 def _endpoint() -> str:
     """Return the address of the server that the environment names; empty: that of AWS.
 
-    Empty variables, as compose files make them, are dropped: the client takes them for values.
+    Empty variables, which compose files produce, are removed: the client would use them as values.
 
     Raises:
         ConfigurationError: If it is no address.
@@ -316,5 +317,5 @@ def _described(meta: Any) -> StoredObject:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return what an error says, without the client's own debugging text and the answer's XML."""
+    """Return the message of an error, without debugging output of the client and the XML response."""
     return (str(error).splitlines() or [type(error).__name__])[0].partition(": <?xml")[0][:300]

@@ -1,7 +1,7 @@
 """Write a file that a killed process must not leave behind: under a temporary name, locked.
 
-The lock lasts as long as the process, so that another one can tell files that are being written or
-read from those that nobody needs any more (`sweep`).
+The lock lasts as long as the process, so that others can distinguish files in use from leftovers
+(`sweep`).
 """
 
 import fcntl

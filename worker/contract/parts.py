@@ -1,9 +1,9 @@
-"""Keep in Redis which parts of a running job are taken, done and how far: members over workers.
+"""Distribute the members of a running job over workers: state and progress of its parts in Redis.
 
-The worker that holds a job cuts its members into parts and announces them; it and every free worker
-take parts until none is left. A part is taken under a lease of its own: one whose worker died is taken
-again, the others are kept. Nothing here decides about the job: its record and its fencing token do.
-A part that two workers compute after all is the same part twice.
+The worker that holds a job divides its members into parts and announces them; it and every idle
+worker take parts until none is left. Each part has a lease: a part whose worker died is taken again,
+the others are kept. The state of the job itself depends only on its record and fencing token. Parts
+are deterministic, so a part that two workers compute has the same result twice.
 """
 
 import json
@@ -22,12 +22,13 @@ from worker.contract.redis_server import Keyspace
 __all__ = ["PartBoard", "PartStore"]
 
 _KEPT = timedelta(days=1)
-"""A board that nobody withdrew, for its worker died, is forgotten."""
+"""Expiry of a board that was not withdrawn because its worker died."""
 _TELL = (
     "if redis.call('HGET', KEYS[1], 'token') == ARGV[1] then "
     "redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) end"
 )
-"""Who draws for an attempt that has ended may neither mark parts of the next one nor make a board."""
+"""Set a field only while the attempt is current: a worker of an ended attempt must neither mark parts
+of the next one nor recreate a board."""
 _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end"
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
@@ -38,11 +39,11 @@ class PartBoard:
 
     Attributes:
         redis: The server.
-        key: Of the board.
+        key: Redis key of the board.
         token: Fencing token of the attempt.
         parts: Member numbers of each part.
-        worker: Name of this process, which holds what it takes.
-        lifetime: Without heartbeats a part is free again after this.
+        worker: Name of this process, which holds the parts it takes.
+        lifetime: Lease of a part, renewed by heartbeats.
     """
 
     redis: Redis
@@ -53,10 +54,10 @@ class PartBoard:
     lifetime: timedelta
 
     def take(self, made: Collection[int] = ()) -> int | None:
-        """Take a part that nobody has; None if all are taken or done.
+        """Take a free part; None if all are taken or done.
 
         Arguments:
-            made: Parts that are there, whatever the board says: it may have been lost.
+            made: Parts whose results exist, whatever the board says: it may have been lost.
         """
         done = {*self.done(), *made}
         for number in range(len(self.parts)):
@@ -68,7 +69,7 @@ class PartBoard:
 
     @contextmanager
     def held(self, number: int) -> Iterator[None]:
-        """Keep a part that was taken until the block ends; then it is done, or free again."""
+        """Hold the lease of a part during a block; then mark it done or, after an error, free."""
         stop = threading.Event()
         thread = threading.Thread(target=self._beat_on, args=(number, stop), daemon=True)
         thread.start()
@@ -85,19 +86,19 @@ class PartBoard:
         return {int(k[5:]): v for k, v in self._fields().items() if k.startswith("done:")}
 
     def report(self, number: int, step: int, steps: int) -> tuple[int, int]:
-        """Say how far a part is; return the progress of all."""
+        """Report the progress of a part; return that of all parts."""
         self._tell(f"step:{number}", f"{step}/{steps}")
         return self.progress()
 
     def progress(self) -> tuple[int, int]:
-        """Return steps done and steps in all; parts that have not begun count as the longest."""
+        """Return steps done and total steps; parts not begun count as the longest one."""
         fields = self._fields()
         told = [v.split("/") for name, v in fields.items() if name.startswith("step:")]
         most = max((int(steps) for _, steps in told), default=0)
         return sum(int(step) for step, _ in told), most * len(self.parts)
 
     def withdraw(self) -> None:
-        """Remove the board: nobody takes parts any more."""
+        """Remove the board, so that no more parts are taken."""
         leases = [self._lease(number) for number in range(len(self.parts))]
         self.redis.delete(self.key, *leases)
 
@@ -119,7 +120,7 @@ class PartBoard:
         while not stop.wait(self.lifetime.total_seconds() / 4):
             try:
                 self.redis.eval(_RENEW, 1, self._lease(number), self.worker, self._milliseconds)
-            except RedisError:  # the server restarts; who takes the part again computes the same
+            except RedisError:  # a restart; taking the part twice is harmless
                 continue
 
 
@@ -133,7 +134,7 @@ class PartStore:
     def announce(
         self, job_id: str, token: int, parts: Sequence[range], worker: str, lifetime: timedelta
     ) -> PartBoard:
-        """Announce the parts of an attempt, in the place of those of an earlier one."""
+        """Announce the parts of an attempt, replacing those of an earlier one."""
         key = self.keys.parts(job_id)
         text = json.dumps([[part.start, part.stop] for part in parts])
         pipe = self.redis.pipeline()

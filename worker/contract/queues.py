@@ -1,10 +1,10 @@
 """Name the queues and tasks, send messages, and list the workers that take them.
 
-Any `celery.Celery` object is a `TaskSender`; the gateway builds its own from `celery_settings`,
-so that both ends agree on the broker without one importing the other. What is queued is what the
-records of jobs and batches say; the lists in which kombu keeps messages are only looked at to measure
-the one queue that has no records (`worker.contract.store`). Workers
-register with their capabilities; a registration expires without heartbeats.
+Any `celery.Celery` object is a `TaskSender`; the gateway builds its own from `celery_settings`, so
+that both ends agree on the broker without one importing the other. The records of jobs and batches
+are the source of truth about what is queued; kombu's message lists are only read to measure the one
+queue that has no records (`worker.contract.store`). Workers register with their capabilities; a
+registration expires without heartbeats.
 """
 
 from collections.abc import Sequence
@@ -71,8 +71,8 @@ MESSAGE_VERSION = 1
 """Second argument of every task; a worker refuses versions it does not know."""
 
 PRIORITIES = (0, 3, 6, 9)
-"""Within a queue a worker takes all messages of one number before those of the next. 0 is the
-first: an hourly analysis does not wait for the windows of a reanalysis (`SpecBase.priority`)."""
+"""Message priorities, 0 the highest. A worker takes all messages of one priority before the next, so
+that an hourly analysis does not wait for the windows of a reanalysis (`SpecBase.priority`)."""
 
 
 class TaskSender(Protocol):
@@ -139,7 +139,7 @@ def submit_batch(
 
     Arguments:
         sender: A Celery application.
-        workers: Who takes work: while nobody takes large uploads, the others do.
+        workers: Running workers: while none takes large uploads, the others do.
         record_id: The upload.
         large: Whether it must not hold up small ones.
     """
@@ -243,7 +243,8 @@ class WorkerReport(Record):
 def merge(reports: Sequence[WorkerReport]) -> Capabilities:
     """Return the union of what the workers in `reports` can do.
 
-    Of a model that several have, a job may choose what all of them offer: any may take the job.
+    For a model that several workers have, only the choices that all of them offer are listed, because
+    any of them may take the job.
     """
     models: dict[str, ModelInfo] = {}
     formats: dict[str, str] = {}
@@ -277,14 +278,14 @@ class WorkerDirectory:
         pipe.execute()
 
     def leave(self, name: str) -> None:
-        """Remove the registration of a worker that stops in good order."""
+        """Remove the registration of a worker that shuts down."""
         pipe = self.redis.pipeline()
         pipe.hdel(self.keys.worker_reports, name)
         pipe.zrem(self.keys.workers, name)
         pipe.execute()
 
     def alive(self) -> list[WorkerReport]:
-        """Return the workers whose registration has not expired, by name; sweep out the rest."""
+        """Return the workers whose registration has not expired, by name; remove the others."""
         now = utc_now().timestamp()
         gone: Any = self.redis.zrangebyscore(self.keys.workers, "-inf", now)
         for name in gone:

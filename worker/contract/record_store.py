@@ -2,7 +2,7 @@
 
 A record is a hash; each field is JSON, except those the scripts compare, which are bare text.
 Ids sort by creation time, so that sorted sets with equal scores are lists in that order. A record
-that ended some time ago is in the archive on disk alone; every question is asked of both.
+that ended some time ago is only in the archive on disk; every query reads both.
 """
 
 import json
@@ -28,8 +28,8 @@ __all__ = ["LeaseLost", "MoveRefused", "NoSuchRecord", "Page", "RecordStore", "m
 R = TypeVar("R", bound=Record)
 _BARE = frozenset({"id", "state", "api_key"})
 _OVERLAP_SECONDS = 120
-"""How long a unique key stays in Redis after its record was archived: who looked for it in the
-archive a moment too early finds it here."""
+"""Time that a unique key stays in Redis after its record was archived, so that a query which read
+the archive just before still finds the key."""
 
 
 class NoSuchRecord(InvalidInput):
@@ -39,7 +39,7 @@ class NoSuchRecord(InvalidInput):
 
 
 class MoveRefused(AppaError):
-    """A move of state that the table of allowed moves does not hold."""
+    """A state transition that the table of allowed transitions does not contain."""
 
     code = "move_refused"
 
@@ -95,7 +95,7 @@ class RecordStore(Generic[R]):
         return record
 
     def missing(self, record_id: str) -> NoSuchRecord:
-        """Return the error that there is no record of this id."""
+        """Return the error for an id without a record."""
         return NoSuchRecord(f"Expected the id of a {self.noun}; got '{record_id}'.", id=record_id)
 
     def find(self, record_id: str) -> R | None:
@@ -114,7 +114,7 @@ class RecordStore(Generic[R]):
     def _decode(self, raw: Mapping[str, str]) -> R | None:
         if not raw:
             return None
-        known = self.model.model_fields  # a newer version may have stored more
+        known = self.model.model_fields  # a newer version may have stored more fields
         values = {k: v if k in _BARE else json.loads(v) for k, v in raw.items() if k in known}
         return self.model.model_validate(values)
 
@@ -280,10 +280,10 @@ class RecordStore(Generic[R]):
     def move(
         self, record_id: str, to: str, *, token: int | None, terminal: bool, **values: Any
     ) -> None:
-        """Move the record to state `to` and set `values`, if table and token allow.
+        """Change the record to state `to` and set `values`, if transition and token allow.
 
         Raises:
-            MoveRefused: If the table does not hold this move.
+            MoveRefused: If the transition is not allowed.
             LeaseLost: If `token` is no longer the newest.
         """
         self._run(scripts.MOVE, record_id, *self._move(to, token, terminal, values))
@@ -291,7 +291,7 @@ class RecordStore(Generic[R]):
     def move_all(
         self, to: str, tokens: Mapping[str, int], *, terminal: bool, values: Mapping[str, Any]
     ) -> dict[str, Exception]:
-        """Move records to state `to`, each by itself, in one exchange with the server.
+        """Change records to state `to`, each by itself, in one round trip to the server.
 
         Arguments:
             to: The new state.
@@ -300,7 +300,7 @@ class RecordStore(Generic[R]):
             values: What to set, by record.
 
         Returns:
-            Why a record was not moved, as `move` raises it, by record.
+            The error that `move` would raise, by record; only of records that were not changed.
         """
         pipe = self.redis.pipeline(transaction=False)
         run = self.redis.register_script(scripts.MOVE)
@@ -337,15 +337,15 @@ class RecordStore(Generic[R]):
         )
 
     def reap(self, record_id: str, lost_workers: int, problem: Record) -> str:
-        """Take a record from a worker whose lease ran out: back to waiting, or to its end.
+        """Take a record from a worker whose lease has expired: back to waiting, or to its end.
 
         Arguments:
             record_id: A record that seems abandoned.
-            lost_workers: The record fails once so many workers were lost over it.
+            lost_workers: Number of lost workers at which the record fails.
             problem: The reason, kept in the record.
 
         Returns:
-            The new state, or `held` when the lease lives after all.
+            The new state, or `held` if the lease is still valid.
         """
         error = _plain(problem)
         end = {"finished": utc_now().isoformat()}
@@ -382,13 +382,13 @@ class RecordStore(Generic[R]):
     ) -> tuple[R, bool]:
         """Store a new record, or return the one that holds one of its `unique` keys.
 
-        The first key that is held decides; those named before it, still free, then stand for the
-        same record. A record in a lane waits there for its owner's turn.
+        The first key in use decides; free keys before it are then bound to the same record. A record
+        in a lane waits there for its owner's turn.
         `looked_up`: the archive is known to have no other record under the keys. A new record is
         charged to its owner.
 
         Raises:
-            QuotaExceeded: If the owner's day has no room for the charge.
+            QuotaExceeded: If the charge does not fit into the owner's quota of the day.
         """
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
@@ -409,7 +409,7 @@ class RecordStore(Generic[R]):
         return self.get(known), False
 
     def _recall_keys(self, keys: Sequence[str]) -> None:
-        """Bring unique keys of archived records to Redis, where creation looks for them."""
+        """Copy unique keys of archived records to Redis, where creation looks for them."""
         if self.archive is None or not keys:
             return
         held = self._call(self.redis.mget(keys))
@@ -418,7 +418,7 @@ class RecordStore(Generic[R]):
             self.redis.set(key, value, nx=True, ex=_OVERLAP_SECONDS)
 
     def holder(self, unique: str) -> str | None:
-        """Return what a unique key holds, here or in the archive: mostly the id of a record."""
+        """Return the value of a unique key, here or in the archive: usually the id of a record."""
         key = self.keys.unique(self.noun, unique)
         found = self._call(self.redis.get(key))
         if found is None and self.archive is not None:
@@ -426,7 +426,7 @@ class RecordStore(Generic[R]):
         return None if found is None else str(found)
 
     def bind(self, record_id: str, unique: str) -> None:
-        """Have a unique key stand for a record that is stored, unless the key is held."""
+        """Bind a unique key to a stored record, unless the key is in use."""
         key = self.keys.unique(self.noun, unique)
         status, _ = self._execute(scripts.BIND, record_id, (), [key])
         if self.archive is not None:  # it may have copied the record already
@@ -435,7 +435,7 @@ class RecordStore(Generic[R]):
             raise self.missing(record_id)
 
     def release(self, unique: Sequence[str]) -> None:
-        """Delete unique keys in Redis and in the archive, so that new records may take them."""
+        """Delete unique keys in Redis and in the archive, so that new records may use them."""
         keys = [self.keys.unique(self.noun, name) for name in unique]
         self.redis.delete(*keys)
         if self.archive is not None:
@@ -444,7 +444,7 @@ class RecordStore(Generic[R]):
     # -- between Redis and the archive
 
     def kind_of(self, record: R) -> str:
-        """Return what records are listed by besides their state."""
+        """Return the second index of a record, besides its state."""
         raise NotImplementedError
 
     def own_names(self, record: R) -> list[str]:
@@ -452,16 +452,16 @@ class RecordStore(Generic[R]):
         return []
 
     def fresh(self, limit: int) -> list[str]:
-        """Return ids of records that ended, or changed as the archive must know, since `copied`."""
+        """Return ids of records that ended or changed and are still to be copied to the archive."""
         return list(self._call(self.redis.srandmember(self._index("fresh"), limit)))
 
     def copied(self, ids: Sequence[str]) -> None:
-        """Note that the archive has these records as they were when `fresh` named them."""
+        """Mark these records, returned by `fresh`, as copied to the archive."""
         if ids:
             self._call(self.redis.srem(self._index("fresh"), *ids))
 
     def ended_before(self, when: float, limit: int) -> list[tuple[str, float]]:
-        """Return records that ended before `when` (seconds since 1970), with the score of that."""
+        """Return records that ended before `when` (seconds since 1970), with the score of their end."""
         index, last = self._index("ended"), 1000.0 * when
         rows = self._call(
             self.redis.zrangebyscore(index, "-inf", last, start=0, num=limit, withscores=True)
@@ -469,7 +469,7 @@ class RecordStore(Generic[R]):
         return [(str(record_id), float(score)) for record_id, score in rows]
 
     def mark_ended(self, ids: Sequence[str]) -> None:
-        """Have the archive copy and later take over ended records that nothing is noted of."""
+        """Mark ended records without a time of their end for archiving."""
         if not ids:
             return
         now = round(1000 * time.time())
@@ -479,7 +479,7 @@ class RecordStore(Generic[R]):
         pipe.execute()
 
     def drop_ended(self, ids: Collection[str]) -> None:
-        """Remove the note of the end of records that are gone."""
+        """Remove the end times of records that no longer exist."""
         if ids:
             self._call(self.redis.zrem(self._index("ended"), *ids))
 
@@ -511,7 +511,7 @@ class RecordStore(Generic[R]):
     def kept(
         self, record: R, names: Mapping[str, str | None], events: Sequence[Sequence[str]] = ()
     ) -> Kept:
-        """Return a record as the archive keeps it; names that hold nothing are left out."""
+        """Return a record as a row of the archive; unique keys without a value are left out."""
         values = record.model_dump(mode="json")
         ended = None
         if values["state"] in self.ends:
@@ -532,13 +532,13 @@ class RecordStore(Generic[R]):
         )
 
     def forget(self, kept: Kept, score: float) -> bool:
-        """Remove an ended record from Redis, unless it has gone on since; return whether it did."""
+        """Delete an ended record from Redis unless it was changed since; return whether it was deleted."""
         keys = list(kept.names)
         arguments = (kept.kind, int(score), _OVERLAP_SECONDS)
         return self._execute(scripts.FORGET, kept.id, arguments, keys)[0] == "ok"
 
     def recall(self, kept: Kept) -> str:
-        """Bring a record to Redis as it is kept, unless it is there; return its state there."""
+        """Restore an archived record to Redis unless it is there; return its state there."""
         fields = json.dumps(_to_fields(kept.fields))
         owner = str(kept.fields.get("api_key", ""))
         past = json.dumps([list(event) for event in kept.events])
@@ -572,7 +572,7 @@ class RecordStore(Generic[R]):
         return own, [names.index(noun), record_id, names.channel, noun, *args]
 
     def _value(self, record_id: str, answer: Any) -> str:
-        """Return the value in a script's answer; raise what it stands for if it is a refusal."""
+        """Return the value in a script's reply; raise the matching error if it is a refusal."""
         noun, (status, value) = self.noun, answer
         if status == "missing":
             raise self.missing(record_id)
@@ -587,7 +587,7 @@ class RecordStore(Generic[R]):
         return value if status != "held" else "held"
 
     def _recall_ended(self, record_id: str) -> bool:
-        """Bring an archived record to Redis, so that a script can answer or change it."""
+        """Restore an archived record to Redis, so that a script can read or change it."""
         kept = self.archive.find(self.noun, record_id) if self.archive else None
         if kept is None or kept.state not in self.ends:
             return False
@@ -609,7 +609,7 @@ class RecordStore(Generic[R]):
 
     @staticmethod
     def _call(result: Any) -> Any:
-        """Return an answer; redis-py types each as possibly awaitable, which ours never is."""
+        """Return a reply; redis-py types replies as possibly awaitable, which ours never are."""
         return result
 
 

@@ -23,7 +23,7 @@ def utc_now() -> datetime:
 
 
 def owner_of(api_key: str) -> str:
-    """Return by which owner a record is listed: the id of its API key, or nobody.
+    """Return the owner under which a record is listed: the id of its API key, or `NOBODY`.
 
     Arguments:
         api_key: As the record holds it: an id, `source:NAME` for a source of the feeds, or empty.
@@ -51,7 +51,7 @@ class Problem(Record):
 
     @classmethod
     def of(cls, error: BaseException) -> "Problem":
-        """Return the problem of an error; errors outside our family have the code `internal_error`."""
+        """Return the problem of an error; other errors than `AppaError` get the code `internal_error`."""
         if isinstance(error, AppaError):
             return cls(
                 code=error.code,

@@ -1,4 +1,4 @@
-"""Connect to Redis, check that the server keeps what it is given, and name the keys.
+"""Connect to Redis, check that the server is configured to lose no data, and name the keys.
 
 All keys are under one prefix.
 """
@@ -51,7 +51,7 @@ class Keyspace:
         return f"{self.prefix}:index:{noun}"
 
     def unique(self, noun: str, key: str) -> str:
-        """Id of the record that was created first under a caller's own key."""
+        """Id of the record that was first created under an idempotency key or content hash."""
         return f"{self.prefix}:unique:{noun}:{key}"
 
     @property
@@ -70,7 +70,7 @@ class Keyspace:
         return f"{self.prefix}:workers:reports"
 
     def rate(self, name: str) -> str:
-        """Time at which the bucket of requests of an API key is full again."""
+        """Time at which the token bucket of an API key is full again."""
         return f"{self.prefix}:quota:{name}"
 
     def usage(self, key_id: str, day: int) -> str:
@@ -78,7 +78,7 @@ class Keyspace:
         return f"{self.prefix}:quota:{key_id}:day:{day}"
 
     def emitted(self, event_id: str) -> str:
-        """Mark of an event that was emitted; its text dates from the first release."""
+        """Marker of an emitted event; its name dates from the first release."""
         return f"{self.prefix}:told:{event_id}"
 
     @property
@@ -87,7 +87,7 @@ class Keyspace:
         return f"{self.prefix}:retention"
 
     def measures(self, digest: str) -> str:
-        """Hash that adds up what all processes have counted, by what is measured."""
+        """Hash of counters aggregated over all processes, by metric and labels."""
         return f"{self.prefix}:measures:{digest}"
 
     @property
@@ -96,7 +96,7 @@ class Keyspace:
         return f"{self.prefix}:sources"
 
     def once(self, task: str) -> str:
-        """Key that lets one scheduler at a time do a task of upkeep, and not too often."""
+        """Lock that lets one scheduler at a time run a maintenance task, and limits how often."""
         return f"{self.prefix}:once:{task}"
 
     @property
@@ -111,7 +111,7 @@ class Keyspace:
 
     @property
     def webhook_cursor(self) -> str:
-        """Place in the stream of events up to which messages were queued."""
+        """Position in the stream of events up to which messages were queued."""
         return f"{self.prefix}:webhooks:cursor"
 
     def deliveries(self, webhook_id: str) -> str:
@@ -138,11 +138,11 @@ def connect(url: str, *, retries: int = 5) -> Redis:
 
 @dataclass(frozen=True)
 class RedisHealth:
-    """Reachability, dangerous settings and memory of the server.
+    """Reachability, risky settings and memory of the server.
 
     Attributes:
         reachable: Whether it answers.
-        warnings: What is set dangerously, and what to set instead.
+        warnings: Settings that may lose data, and what to set instead.
         used_memory: Bytes in use.
         max_memory: Bytes, 0 for no limit.
     """
@@ -154,9 +154,9 @@ class RedisHealth:
 
 
 def redis_health(redis: Redis) -> RedisHealth:
-    """Check that the server evicts nothing and writes everything to disk.
+    """Check that the server evicts nothing and persists everything.
 
-    Servers that forbid CONFIG (managed ones) are judged by INFO alone.
+    Servers that forbid CONFIG (managed ones) are checked by INFO only.
     """
     try:
         memory: dict[str, Any] = dict(redis.info("memory"))

@@ -1,8 +1,8 @@
 """Change records atomically, in Lua on the Redis server.
 
-Every change of a record's state happens here, so that the table of allowed moves holds whatever
-process dies in between. Index keys are built inside the scripts: the server must be a single
-node (no Redis Cluster), which the broker needs anyway.
+Every state transition of a record happens here atomically, so that only allowed transitions occur
+even if a process dies. Index keys are built inside the scripts, so the server must be a single node
+(no Redis Cluster), which the broker needs anyway.
 
 All scripts share KEYS = record, lease, events stream and the first arguments
 ARGV = index stem, id, channel, noun.

@@ -80,7 +80,7 @@ class InstallationSettings(BaseSettings):
 
     @property
     def layout(self) -> Layout:
-        """The paths of this installation, and what of it lies in buckets."""
+        """Return the paths and bucket addresses of this installation."""
         return Layout(
             self.data_dir.resolve(),
             self.results_url,

@@ -1,11 +1,11 @@
-"""Open all stores in Redis over one connection pool, and count what waits in the queues.
+"""Open all stores in Redis over one connection pool, and measure the length and age of queues.
 
-Beside records there are small counters: what each API key uses (`worker.contract.usage`) and what
+Beside records there are small counters: usage of each API key (`worker.contract.usage`) and what
 retention has removed so far (shown on `/metrics`).
 
-Jobs and uploads wait as records. One that waits for a retry is counted, but not late before the time
-of that. Results wait to be announced as messages of the broker, which carry the time at which they
-were sent.
+Queued jobs and uploads are records. One that waits for a retry is counted, but its waiting time
+starts at the time of the retry. Results to be announced are messages of the broker, which carry the
+time at which they were sent.
 """
 
 import json
@@ -57,8 +57,8 @@ class Removed:
     """What retention has removed so far, over all runs.
 
     Attributes:
-        items: Things removed, by what they were.
-        size: Bytes freed, by what they were.
+        items: Number of items removed, by type.
+        size: Bytes freed, by type.
         last_run: Seconds since 1970; None before the first run.
     """
 
@@ -75,7 +75,7 @@ class RetentionFigures:
     keys: Keyspace
 
     def add(self, what: str, size: int) -> None:
-        """Count one removed item, named by its kind, and its size in bytes."""
+        """Count one removed item of type `what`, and its size in bytes."""
         pipe = self.redis.pipeline()
         pipe.hincrby(self.keys.retention, f"items:{what}", 1)
         pipe.hincrby(self.keys.retention, f"bytes:{what}", size)
@@ -118,8 +118,8 @@ class Stores:
 def open_stores(url: str, prefix: str = "appa", layout: Layout | None = None) -> Stores:
     """Return the stores on the Redis server at `url` (`redis://…` or `unix://…`).
 
-    No connection is made before the first call; calls wait and try again for some seconds while
-    the server restarts.
+    No connection is made before the first call; calls are retried for some seconds while the server
+    restarts.
 
     Arguments:
         url: The server.
@@ -154,24 +154,24 @@ _LANES = {Lane.SMALL: INGEST_QUEUE, Lane.LARGE: INGEST_LARGE_QUEUE}
 
 @dataclass
 class Waiting:
-    """What waits in a queue.
+    """Length and age of a queue.
 
     Attributes:
-        length: Jobs, uploads or messages.
-        oldest_seconds: How long the oldest has waited; 0 without any.
+        length: Number of jobs, uploads or messages.
+        oldest_seconds: Waiting time of the oldest; 0 if the queue is empty.
     """
 
     length: int = 0
     oldest_seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one that has waited for so long."""
+        """Count one entry that has waited for `seconds`."""
         self.length += 1
         self.oldest_seconds = max(self.oldest_seconds, seconds)
 
 
 def waiting(stores: Stores) -> dict[str, Waiting]:
-    """Return what waits in each queue.
+    """Return the length and age of each queue.
 
     Raises:
         RedisError: If the server cannot be reached.
@@ -214,7 +214,7 @@ def _fields(store: JobStore | BatchStore, *names: str) -> Iterator[list[Any]]:
 
 
 def _messages(redis: "Redis", keys: Keyspace, queue: str) -> Waiting:
-    """Return what the lists hold in which kombu keeps the messages of a queue, by priority."""
+    """Measure a queue by kombu's message lists, one for each priority."""
     stem = f"{keys.prefix}:broker:{queue}"
     found = Waiting()
     for priority in PRIORITIES:

@@ -1,12 +1,12 @@
-"""Keep suites: which one the cycles run, which one runs beside it on trial, and how they compared.
+"""Store suites: the one that the cycles run, the one on trial beside it, and their comparison.
 
-A suite is what an analysis depends on besides its observations: checkpoint, observation errors, quality
-control, settings of the assimilation. The champion makes the analyses of the cycles, the challenger
-makes each of them again. A suite is frozen when its trial begins: every job carries it whole, so that
-what is compared is what was named.
+A suite is everything an analysis depends on besides its observations: checkpoint, observation errors,
+quality control, settings of the assimilation. The champion computes the operational analyses of the
+cycles, the challenger repeats each of them. A suite is frozen when its trial begins: every job contains
+the complete suite, so that later edits of the policy do not affect the comparison.
 
-`suites.sqlite` in the data folder holds who is champion, every trial with its cycles and paired errors,
-and how it ended. There is none before the first trial. Promotion is one transaction.
+`suites.sqlite` in the data folder holds the champions, every trial with its cycles and paired errors,
+and its outcome. It does not exist before the first trial. Promotion is one transaction.
 """
 
 import hashlib
@@ -43,9 +43,10 @@ __all__ = [
 ]
 
 CHALLENGER = "challenger"
-"""Flavour of the results of a suite on trial: in no list, and nobody's background, unless asked for."""
+"""Flavour of the results of a suite on trial; such results are not listed or used as background unless
+requested."""
 CHALLENGES = "challenges"
-"""Entry of the `cycle` of such a result: `analysis_id` of the champion, `hours` compared, `branched`."""
+"""Key in the `cycle` of such a result, with the champion's `analysis_id`, `hours` compared, `branched`."""
 
 
 class SuiteSettings(BaseModel):
@@ -84,7 +85,7 @@ class Suite(BaseModel):
 
     @property
     def id(self) -> str:
-        """Return the name with a digest of the content: other content is another suite."""
+        """Return the name with a digest of the content, so that changed content is another suite."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -166,7 +167,7 @@ class Trial(Record):
 
     @property
     def verdict(self) -> Literal["better", "worse", "undecided"]:
-        """Return what all values together say of the challenger, at the 5 % level."""
+        """Return the verdict from all values together, at the 5 % level."""
         whole = self.differences[0] if self.differences else None
         if whole is None or whole.cycles < self.least_cycles or whole.low is None:
             return "undecided"
@@ -209,10 +210,10 @@ _OPEN = "SELECT record FROM trials WHERE NOT ended"
 
 
 class SuiteStore:
-    """Who is champion, and all trials; any number of processes and threads may ask and write.
+    """Champions and trials; any number of processes and threads may read and write.
 
     Arguments:
-        path: `suites.sqlite` of the data folder; made when the first trial begins.
+        path: `suites.sqlite` of the data folder; created when the first trial begins.
     """
 
     def __init__(self, path: Path) -> None:
@@ -221,7 +222,7 @@ class SuiteStore:
     # -- reading
 
     def champion(self) -> Suite | None:
-        """Return the suite that the cycles run; None for what the policy says of itself."""
+        """Return the suite that the cycles run; None for the settings of the policy itself."""
         rows = self._read("SELECT suite FROM champions ORDER BY id DESC LIMIT 1")
         return Suite.model_validate_json(rows[0][0]) if rows and rows[0][0] else None
 
@@ -273,7 +274,7 @@ class SuiteStore:
     # -- changing
 
     def begin(self, trial: Trial) -> Trial:
-        """Begin a trial, its number set, unless one runs; return the one that runs then."""
+        """Begin a trial and set its number, unless one is running; return the running trial."""
         with self._writing() as database:
             running = database.execute(_OPEN).fetchone()
             if running:
@@ -285,14 +286,14 @@ class SuiteStore:
         return made
 
     def update(self, trial: Trial, **values: Any) -> bool:
-        """Set fields of a trial as long as it runs; return whether it did."""
+        """Set fields of a trial while it is running; return whether it was."""
         with self._writing() as database:
             return _change(database, trial.id, values) is not None
 
     def note_cycle(
         self, trial: Trial, cycle: TrialCycle, pairs: Sequence[PairedSquares] = ()
     ) -> None:
-        """Store how far a cycle of a trial is, and in the same step its paired errors."""
+        """Store the state of a cycle of a trial and, in the same transaction, its paired errors."""
         time = cycle.valid_time.isoformat()
         key, _, *rest = astuple(cycle)
         row = (trial.id, key, time, *rest)
@@ -302,7 +303,7 @@ class SuiteStore:
             database.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?,?,?,?)", lines)
 
     def end(self, trial: Trial, outcome: Outcome, by: str = "", note: str = "") -> Trial:
-        """End a trial; promoted, its suite is the champion from this same step on.
+        """End a trial; if promoted, its suite becomes the champion in the same transaction.
 
         Raises:
             MoveRefused: If it has ended already.
@@ -368,7 +369,7 @@ def _cycle(row: tuple[Any, ...]) -> TrialCycle:
 
 
 def _enthrone(database: sqlite3.Connection, suite: Suite | None, by: str, note: str) -> Reign:
-    """Store who is champion from now on."""
+    """Store the new champion."""
     name, text = (suite.id, suite.model_dump_json()) if suite else ("", "")
     reign = Reign(suite_id=name, since=utc_now(), by=by, note=note)
     row = (text, reign.model_dump_json())

@@ -26,7 +26,7 @@ __all__ = ["export_traces", "finish_traces"]
 log = structlog.get_logger()
 
 _FINISH_SECONDS = 3.0
-"""Time that the last spans get at the end of a process; a collector that is away must not hold it."""
+"""Timeout of sending the last spans at exit: an unreachable collector must not delay it."""
 
 _opened: list[Any] = []
 
@@ -34,12 +34,12 @@ _opened: list[Any] = []
 def export_traces(part: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Send the spans of this process to the collector that its environment names, if it names one.
 
-    To be called once in each process, after a fork. A provider of spans that is set already is kept.
+    Call it once in each process, after a fork. An existing tracer provider is kept.
 
     Arguments:
-        part: Which process of the service it is; its spans come from the service `appa-<part>`
-            unless the environment names another one.
-        environment: For tests.
+        part: Which process of the service it is; the service name of its spans is `appa-<part>`
+            unless the environment sets another one.
+        environment: Environment variables; other ones for tests.
 
     Returns:
         Whether spans are sent.
@@ -69,7 +69,7 @@ def export_traces(part: str, environment: Mapping[str, str] = os.environ) -> boo
 
 
 def finish_traces() -> None:
-    """Send the last spans, before the process ends; twice does no harm."""
+    """Send the last spans before the process ends; idempotent."""
     while _opened:
         ending = threading.Thread(target=_opened.pop().shutdown, name="traces", daemon=True)
         ending.start()
@@ -85,7 +85,7 @@ def _asked(environment: Mapping[str, str]) -> bool:
 
 
 def _unsupported(environment: Mapping[str, str]) -> str:
-    """Return what is asked for and cannot be done; empty if all can."""
+    """Return what is configured and not supported; empty if everything is."""
     exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() or "otlp"
     if exporter != "otlp":
         return f"Expected OTEL_TRACES_EXPORTER of 'otlp' or 'none'; got '{exporter}'."
@@ -103,7 +103,7 @@ def _unsupported(environment: Mapping[str, str]) -> str:
 
 def _open(part: str, environment: Mapping[str, str]) -> tuple[Any, Any]:
     """Return a processor of spans, which sends them, and the provider that feeds it."""
-    # Only where asked for: they take a tenth of a second, and are not always installed.
+    # Imported only if configured: it takes a tenth of a second, and they may not be installed.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
         OTLPSpanExporter,
     )

@@ -1,14 +1,13 @@
-"""Follow a request through all processes: spans for OpenTelemetry, ids for log lines.
+"""Trace a request through all processes: spans for OpenTelemetry, ids for log lines.
 
-What a request asked for is a record, and the trace goes where the record goes: a job or an upload
-keeps the `traceparent` of the span that made it. A message would not do. It may be lost and sent
-again, by the scheduler too, and one message brings up to 64 small uploads. So every attempt at a
-record, on whichever machine, is a child of the request, and work that is done for several records
-at once is shown in the trace of each.
+The trace context is propagated in the record: a job or an upload stores the `traceparent` of the span
+that created it. Messages are not suitable: they may be lost and sent again, also by the scheduler, and
+one message covers up to 64 small uploads. Every attempt at a record, on any machine, is therefore a
+child of the request, and work done for several records at once appears in the trace of each.
 
-Spans are made with OpenTelemetry's interface and go nowhere until `export_traces` finds a
-collector in the environment (`OTEL_*`); the request itself is traced by FastAPI. Without one, a
-`traceparent` that a caller sent is still handed on, and stands in the log lines.
+Spans are created with OpenTelemetry's API and are not exported until `export_traces` finds a collector
+in the environment (`OTEL_*`); the request itself is traced by FastAPI. Without a collector, a
+`traceparent` sent by a caller is still propagated and appears in log lines.
 
 Reference: W3C Trace Context, https://www.w3.org/TR/trace-context/
 """
@@ -55,26 +54,26 @@ class Traced(Protocol):
 
 
 def traceparent() -> str:
-    """Return the present span as a header `traceparent`; empty when there is none."""
+    """Return the current span as a `traceparent` header; empty if there is none."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
     return carrier.get("traceparent", "")
 
 
 def trace_id() -> str:
-    """Return the id of the present trace; empty when there is none."""
+    """Return the id of the current trace; empty if there is none."""
     present = trace.get_current_span().get_span_context()
     return trace.format_trace_id(present.trace_id) if present.is_valid else ""
 
 
 def add_ids(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the ids of request and trace to a log line, or lists where work is for several requests.
+    """Add the ids of request and trace to a log line, as lists if the work serves several requests.
 
     A processor of structlog.
     """
     requests: Any = context.get_value(_REQUESTS)
     if requests is not None:
-        event.pop("request_id", None)  # of whoever works on the records
+        event.pop("request_id", None)  # that of the process itself
     if requests:
         event["request_id"] = _one_or_all(requests)
     contexts = [span.get_span_context() for span in _front()]
@@ -89,24 +88,24 @@ def _one_or_all(values: Sequence[str]) -> str | list[str]:
 
 
 def _front() -> Sequence[Span]:
-    """Return the innermost spans, one for each trace that the present work is done for."""
+    """Return the innermost spans, one for each trace that the current work belongs to."""
     front: Any = context.get_value(_FRONT)
     return front or (trace.get_current_span(),)
 
 
 def _entered(spans: Sequence[Span]) -> context.Context:
-    """Return the present context with `spans` as the innermost ones."""
+    """Return the current context with `spans` as the innermost ones."""
     return context.set_value(_FRONT, tuple(spans), trace.set_span_in_context(spans[0]))
 
 
 def _parent(text: str) -> context.Context:
-    """Return a context whose span is `text`, a `traceparent`; one without a span if it is none."""
+    """Return a context with the span of the `traceparent` `text`; without a span if it is invalid."""
     return _W3C.extract({"traceparent": text} if text else {}, context.Context())
 
 
 @contextmanager
 def carried_on(header: str) -> Iterator[None]:
-    """Take a caller's `traceparent` for what is done here, unless a span of our own is open."""
+    """Continue the trace of a caller's `traceparent`, unless a span of our own is open."""
     if not header or trace.get_current_span().get_span_context().is_valid:
         yield
         return
@@ -119,7 +118,7 @@ def carried_on(header: str) -> Iterator[None]:
 
 @contextmanager
 def about(*records: Traced) -> Iterator[None]:
-    """Name the requests and traces of records in every log line; make no span."""
+    """Add the request and trace ids of records to every log line, without creating a span."""
     if not records:
         yield
         return
@@ -134,14 +133,14 @@ def about(*records: Traced) -> Iterator[None]:
 
 @contextmanager
 def began(name: str, **attributes: str | int) -> Iterator[None]:
-    """Begin a trace where no request did: a cycle that is due, a notification of a broker."""
+    """Start a trace without a request, such as for a cycle that is due or a notification."""
     with _inside([_tracer.start_span(name, context.Context(), attributes=attributes)]):
         yield
 
 
 @contextmanager
 def _inside(spans: Sequence[Span]) -> Iterator[None]:
-    """Make spans the innermost ones, and end them; an error is noted in them."""
+    """Make spans the innermost ones during a block, and end them; record an exception in them."""
     token = context.attach(_entered(spans))
     try:
         yield
@@ -157,7 +156,7 @@ def _inside(spans: Sequence[Span]) -> Iterator[None]:
 
 @dataclass
 class _Work:
-    """What is open in one attempt: a span for each record, and those of its present phase."""
+    """Open spans of one attempt: one for each record, and those of its current phase."""
 
     spans: Mapping[str, Span]
     phase: list[Span] = field(default_factory=list)
@@ -186,12 +185,12 @@ def _children(parents: Sequence[Span], name: str, attributes: Mapping[str, Any])
 
 @contextmanager
 def work(name: str, *records: Traced, **attributes: str | int) -> Iterator[None]:
-    """Work for records that waited: a span in the trace of each, and their ids in log lines.
+    """Run a task for queued records: with a span in the trace of each, and their ids in log lines.
 
     Arguments:
-        name: Of the task.
-        records: What it is done for, one or more.
-        attributes: Of the spans.
+        name: Name of the task.
+        records: One or more records that the task serves.
+        attributes: Attributes of the spans.
     """
     spans = {
         record.id: _tracer.start_span(
@@ -226,7 +225,7 @@ def _present_work() -> _Work | None:
 
 
 def phase(name: str) -> None:
-    """Begin a phase of the present work; it lasts until the next one, or until the work ends."""
+    """Start the span of a phase of the current work; it ends with the next one, or with the work."""
     opened = _present_work()
     if opened is not None and _recorded(tuple(opened.spans.values())):
         opened.enter(name)
@@ -238,7 +237,7 @@ def _recorded(spans: Sequence[Span]) -> bool:
 
 @contextmanager
 def step(name: str, **attributes: str | int) -> Iterator[None]:
-    """Do a part of the present request, phase or step; nothing is made where there is none."""
+    """Create a child span of the current request, phase or step; none without a parent."""
     front = _front()
     if not _recorded(front):
         yield
@@ -253,7 +252,7 @@ def _mark(span: Span, code: str, message: str) -> None:
 
 
 def waited(since: datetime) -> None:
-    """Show in the present trace for how long the record has waited for this attempt."""
+    """Add a span for the time that the record has waited for this attempt."""
     front = _front()
     if _recorded(front):
         for parent in front:
@@ -263,14 +262,14 @@ def waited(since: datetime) -> None:
 
 
 def ended(record_id: str, outcome: str) -> None:
-    """Note in the span of a record what came out of the present attempt."""
+    """Set the outcome of the current attempt in the span of a record."""
     opened = _present_work()
     if opened is not None and record_id in opened.spans:
         opened.spans[record_id].set_attribute("appa.outcome", outcome)
 
 
 def failed(record_id: str, code: str, message: str) -> None:
-    """Note in the span of a record the error that the present attempt met."""
+    """Set the error of the current attempt in the span of a record."""
     opened = _present_work()
     if opened is not None and record_id in opened.spans:
         _mark(opened.spans[record_id], code, message)

@@ -1,16 +1,17 @@
-"""Keep accepted uploads as they were received: in the data folder, or in a bucket.
+"""Store accepted uploads as received: in the data folder, or in a bucket.
 
-Who stores, reads or deletes the bytes of an upload asks `upload_store(layout)`. With what was said
-about it, an upload is enough to make its record again, should Redis forget it. There are two kinds.
+All code that stores, reads or deletes the bytes of an upload uses `upload_store(layout)`. The bytes
+are stored with the record of the upload, from which it is restored if Redis loses its data. There are
+two kinds of store.
 
-In the data folder an upload is a folder, `raw/BATCH`; it is kept once its bytes have their name
-there, by one rename. In a bucket it is two objects, by the day in its id:
+In the data folder an upload is a folder, `raw/BATCH`, completed by an atomic rename of its bytes. In a
+bucket it is two objects, by the day in its id:
 
-    content/20260301/BATCH          the bytes, first
-    records/20260301/BATCH.json     what was said about them, last: it makes the upload
+    content/20260301/BATCH          the bytes, written first
+    records/20260301/BATCH.json     the record, written last: it completes the upload
 
-Bytes without a record are of a gateway that died before it accepted them; nobody was told that they
-are kept, and they are deleted after a day. Deletion goes the other way: the record first.
+Bytes without a record were left by a gateway that died before it accepted them. No client was told
+that they are stored, and they are deleted after a day. Deletion is in the opposite order.
 """
 
 import os
@@ -39,10 +40,10 @@ __all__ = ["KeptUpload", "UploadStore", "send_uploads", "upload_store"]
 
 @dataclass(frozen=True)
 class KeptUpload:
-    """An upload as it is kept.
+    """A stored upload.
 
     Attributes:
-        id: Of the batch.
+        id: Id of the batch.
         size: Bytes.
         written: When it was stored (aware, UTC, real time).
     """
@@ -53,14 +54,14 @@ class KeptUpload:
 
 
 class UploadStore(Protocol):
-    """Where uploads are kept as they were received."""
+    """Store of uploads as received."""
 
     def keep(self, part: PartFile, record: BatchRecord) -> None:
-        """Make a file that was received whole durable, with what was said about it.
+        """Store a completely received file durably, with its record.
 
         Raises:
-            OSError: If it cannot be kept; it is not.
-            BucketUnavailable: If a bucket does not answer; it may be kept or not.
+            OSError: If it cannot be stored; nothing is left.
+            BucketUnavailable: If a bucket does not respond; it may be stored or not.
         """
 
     def forget(self, batch_id: str) -> bool:
@@ -68,27 +69,27 @@ class UploadStore(Protocol):
 
         Raises:
             OSError: If the disk fails.
-            BucketUnavailable: If it may be there still.
+            BucketUnavailable: If a bucket does not respond; it may still be there.
         """
 
     def has(self, batch_id: str) -> bool:
         """Return whether an upload is kept."""
 
     def record(self, batch_id: str) -> BatchRecord | None:
-        """Return what was said about an upload when it was received; None if that is not kept."""
+        """Return the record of an upload as received; None if it is not stored."""
 
     def written(self, batch_id: str) -> datetime | None:
         """Return when an upload was stored (real time, UTC); None if it is not kept."""
 
     def local(self, wanted: Mapping[str, str]) -> AbstractContextManager[dict[str, Path]]:
-        """Give the bytes of uploads as files on this machine, by their ids, for a while.
+        """Provide the bytes of uploads as local files, by their ids, within a block.
 
         Arguments:
             wanted: Ids with the SHA-256 of their bytes; empty where that is not known.
 
         Raises:
             FileNotFoundError: If the bytes of one are not kept.
-            BucketUnavailable: If one cannot be fetched now, or is not what it should be.
+            BucketUnavailable: If one cannot be fetched now, or has another SHA-256.
         """
 
     def names(self) -> Iterator[str]:
@@ -102,11 +103,11 @@ class UploadStore(Protocol):
         """
 
     def sweep(self, older_than: float) -> int:
-        """Delete what was left by who died so many seconds ago; return how many things."""
+        """Delete leftovers of killed processes older than this many seconds; return their number."""
 
 
 class FolderUploads:
-    """Uploads as folders of the data folder, complete before their bytes get their name."""
+    """Uploads as folders of the data folder, completed by a rename of their bytes."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -166,18 +167,18 @@ class FolderUploads:
             yield KeptUpload(folder.name, size, datetime.fromtimestamp(written, UTC))
 
     def sweep(self, older_than: float) -> int:
-        return 0  # the reconciler makes records of what a gateway left that died
+        return 0  # the reconciler creates records for leftovers
 
 
 _CONTENT, _RECORDS = "content", "records"
 _FETCHED = "fetched-"
-"""Begins the names of copies in `tmp`, which exist while somebody reads them."""
+"""Prefix of local copies in `tmp`, which exist while they are read."""
 
 _AT_ONCE = 16
-"""Uploads fetched at the same time."""
+"""Maximum number of concurrent downloads."""
 
 _SWEPT_BACK = timedelta(days=7)
-"""Older bytes without a record go with retention alone."""
+"""How far back the sweep looks; retention deletes older bytes without a record."""
 
 _DAY_OF_ID = re.compile(r"batch-(\d{8})t\d{9}-[0-9a-f]{8}")
 _UNDATED = "undated"
@@ -197,7 +198,7 @@ def _record(batch_id: str) -> str:
 
 
 def _id(name: str) -> str:
-    """Return the upload of which an object is a part."""
+    """Return the id of the upload that an object belongs to."""
     return name.rsplit("/", 1)[-1].removesuffix(".json")
 
 
@@ -222,9 +223,9 @@ class BucketUploads:
         self.put(part.path, record)
 
     def put(self, path: Path, record: BatchRecord) -> None:
-        """Store a file and what was said about it; see `keep`."""
+        """Store a file and its record; see `keep`."""
         self.bucket.send(path, _content(record.id))
-        # False says that the answer to our own first request was lost: ids are not used twice
+        # False: a retry after a lost response of our own first request, because ids are unique
         self.bucket.create(_record(record.id), record.model_dump_json().encode())
 
     def forget(self, batch_id: str) -> bool:
@@ -311,7 +312,7 @@ _opening = threading.Lock()
 
 
 def upload_store(layout: Layout) -> UploadStore:
-    """Return where an installation keeps its uploads: one object for each process.
+    """Return the store of uploads of an installation: one object for each process.
 
     Raises:
         ConfigurationError: If they lie in a bucket whose address is not understood, or the extra
@@ -330,7 +331,7 @@ def send_uploads(layout: Layout) -> tuple[int, dict[str, str]]:
     """Move the uploads of the data folder to the bucket; safe to run twice.
 
     Returns:
-        How many were sent, and the reason of each that stays where it is.
+        Number of uploads sent, and the reason for each that was not.
 
     Raises:
         BucketUnavailable: If the bucket does not answer; what was sent stays there.

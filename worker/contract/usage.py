@@ -1,11 +1,11 @@
-"""Count what each API key uses: requests by a token bucket; bytes, rows and jobs by the day.
+"""Count the usage of each API key: requests by a token bucket; bytes, rows and jobs per day.
 
-All of it is in Redis, so that any number of gateways count together, and expires by itself: a key that
-is not used leaves nothing behind. Times are those of the server, one clock for all.
+All counters are in Redis, shared by any number of gateways, and expire: an unused key leaves nothing
+behind. Times are those of the server, one clock for all.
 
-A day's use is charged in the very step that makes the change it is for (`worker.contract.scripts`):
-bytes and jobs when an upload or job is created, rows when the ingest of an upload ends. So nothing is
-counted twice or left out, whatever process dies. What a fault of ours ends is given back.
+Daily usage is charged in the same atomic step as the change itself (`worker.contract.scripts`): bytes
+and jobs when an upload or job is created, rows when the ingest of an upload ends. Nothing is counted
+twice or left out if a process dies. Work that ends by an error of the service is refunded.
 """
 
 import json
@@ -51,10 +51,10 @@ class Allowance:
 
 
 class TokenBuckets:
-    """One bucket for each API key: full it holds a minute's requests, and it fills steadily.
+    """One token bucket for each API key: a full one holds the requests of a minute.
 
-    Kept as one time for each bucket, that at which it will be full again (the generic cell rate
-    algorithm, ITU-T I.371), until which Redis keeps it.
+    Stored as the time at which the bucket will be full again (the generic cell rate algorithm, ITU-T
+    I.371), when the key expires in Redis.
     """
 
     def __init__(self, redis: Redis, keys: Keyspace) -> None:
@@ -67,7 +67,7 @@ class TokenBuckets:
         Arguments:
             key_id: API key.
             limit: Requests that a full bucket holds.
-            window_seconds: In which an empty bucket fills.
+            window_seconds: Time in which an empty bucket fills.
         """
         run = self.redis.register_script(scripts.BUCKET)
         answer: Any = run(keys=[self.keys.rate(key_id)], args=[limit, 1000 * window_seconds])
@@ -77,12 +77,12 @@ class TokenBuckets:
 
 @dataclass(frozen=True)
 class Charge:
-    """What an upload or job adds to the day of its API key.
+    """What an upload or job adds to the daily usage of its API key.
 
     Attributes:
         what: What is counted.
         amount: How much it adds.
-        limit: Most of a day; 0 for no limit.
+        limit: Maximum per day; 0 for no limit.
     """
 
     what: Use
@@ -96,7 +96,7 @@ class Usage:
 
     Attributes:
         used: By what is counted.
-        reset: When counting begins anew (UTC).
+        reset: When the counters are reset (UTC).
         retry_after: Whole seconds until then.
     """
 
@@ -105,10 +105,10 @@ class Usage:
     retry_after: int
 
     def require(self, charge: Charge) -> None:
-        """Refuse a charge that the day has no room for; of no amount, one whose limit is reached.
+        """Refuse a charge that exceeds the quota; one of amount 0 if the quota is used up.
 
         Raises:
-            QuotaExceeded: With the limit, what is used, and when counting begins anew.
+            QuotaExceeded: With the limit, the usage, and the time of the reset.
         """
         used = self.used[charge.what]
         if charge.limit and used + max(1, charge.amount) > charge.limit:
@@ -116,7 +116,7 @@ class Usage:
 
 
 class QuotaExceeded(AppaError):
-    """A key that has used up its day of bytes, rows or jobs."""
+    """A key that has used up its daily quota of bytes, rows or jobs."""
 
     code = "quota_exceeded"
 
@@ -135,7 +135,7 @@ class QuotaExceeded(AppaError):
 
 
 class UsageCounters:
-    """What keys use, by the day (UTC); Redis forgets a day two days after its end."""
+    """Usage of keys per day (UTC); a day expires in Redis two days after its end."""
 
     def __init__(self, redis: Redis, keys: Keyspace) -> None:
         self.redis = redis

@@ -1,7 +1,7 @@
 """Store webhooks and their deliveries in Redis: all that must outlive a scheduler.
 
-A delivery is due at a time kept in one sorted set. Claiming it moves that time ahead, so that a
-sender that dies leaves it to be claimed again: each message is sent at least once.
+Due times of deliveries are in one sorted set. Claiming a delivery moves its due time ahead by a lease,
+so that it is claimed again if the sender dies: messages are delivered at least once.
 """
 
 import time
@@ -23,7 +23,7 @@ MAX_DELIVERIES: Final = 200
 """Deliveries stored for each webhook; older ones are dropped."""
 
 REMEMBERED_SECONDS: Final = 86_400
-"""How long an idempotency key gives the same webhook."""
+"""Seconds for which an idempotency key is remembered."""
 
 _CREATE = """
 -- KEYS: webhooks, unique key or none. ARGV: 1 id, 2 webhook, 3 limit, 4 seconds
@@ -91,15 +91,15 @@ class WebhookStore:
         """Store a subscription to the events from now on.
 
         Arguments:
-            webhook: As asked for.
-            unique_key: A caller's own key: a second webhook under it is not created while the
-                first one exists, for a day.
+            webhook: The webhook to create.
+            unique_key: The caller's idempotency key, remembered for a day: no second webhook is
+                created under it while the first one exists.
 
         Returns:
             The webhook under that key, and whether it was created now.
 
         Raises:
-            InvalidInput: If there are as many as there may be.
+            InvalidInput: If there are `MAX_WEBHOOKS` already.
         """
         webhook = webhook.model_copy(update={"since": self.events.newest()})
         unique = [self.keys.unique("webhook", unique_key)] if unique_key else []
@@ -226,7 +226,7 @@ class WebhookStore:
         """Store the outcome of an attempt, and when the next one is due.
 
         Arguments:
-            delivery: As claimed.
+            delivery: The claimed delivery.
             attempt: What happened.
             state: The new state.
             pause: Seconds to the next attempt; None when there is none.
@@ -269,5 +269,5 @@ class WebhookStore:
 
     @staticmethod
     def _call(result: Any) -> Any:
-        """Return an answer; redis-py types each as possibly awaitable, which ours never is."""
+        """Return a reply; redis-py types replies as possibly awaitable, which ours never are."""
         return result

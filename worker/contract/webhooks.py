@@ -105,7 +105,7 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """Return the signature of one message, `v1,<base64 of the HMAC-SHA256>`.
 
     Arguments:
-        secret: Of the webhook, as `new_secret` makes it.
+        secret: Secret of the webhook, as `new_secret` makes it.
         message_id: The same at every attempt to deliver the message.
         timestamp: Unix time of the attempt.
         body: UTF-8 text, signed as it is sent.
@@ -153,7 +153,7 @@ _SPECIAL = _networks(
     "2001:db8::/32",  # documentation
     "3fff::/20",  # documentation
 )
-"""Networks in the IANA registries of special addresses that the library takes for public ones."""
+"""Special-purpose networks of the IANA registries that `ipaddress` treats as global."""
 
 
 def is_public(address: str) -> bool:
@@ -164,7 +164,7 @@ def is_public(address: str) -> bool:
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        # Addresses that carry an IPv4 address lead to it on machines that translate them.
+        # Addresses that embed an IPv4 address may be translated to it (NAT64, 6to4).
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is None and ip in _TRANSLATED:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)

@@ -1,1 +1,1 @@
-"""Cycling: every hour analysed once its cut-off has passed, by any number of schedulers."""
+"""Run the cycles: analyse every hour once its cut-off has passed, with any number of schedulers."""

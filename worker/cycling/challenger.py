@@ -1,13 +1,13 @@
-"""Cycle a second suite beside the champion: the same hours, the same arrivals, behind everything else.
+"""Cycle a second suite beside the champion: same hours and observations, at lower priority.
 
-Each final analysis that the champion has published is made again by the challenger, with the cut-off of
-the champion's, one at a time and in order, for each is the background of the next. So it can delay the
-champion by no more than the job that runs. Early analyses are not repeated: nothing of a chain of final
-ones rests on them.
+The challenger recomputes each final analysis that the champion has published, with the same cut-off,
+one at a time and in order, because each is the background of the next. It therefore delays the
+champion by at most one running job. Early analyses are not repeated, because no final analysis
+depends on them.
 
-What the policy names is put on trial when it is seen, and stays as it was then: changed, it is another
-suite and another trial. Who runs and what came of it is in `suites.sqlite`; any number of schedulers
-may tick, for jobs are created under keys that all make alike.
+A trial begins when the policy names a challenger, whose suite is then frozen: a changed suite is
+another suite with another trial. Trials and their outcomes are in `suites.sqlite`. Any number of
+schedulers may run, because jobs have deterministic idempotency keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,12 +49,12 @@ __all__ = ["Challenge"]
 log = structlog.get_logger()
 
 _LOOKED_AT = 500
-"""Most cycles of the champion that are looked at in one tick."""
+"""Maximum number of cycles of the champion examined in one tick."""
 
 
 @dataclass
 class Challenge:
-    """The challenger of one installation, seen from one scheduler.
+    """Handling of the challenger by one scheduler.
 
     Attributes:
         stores: All records.
@@ -71,16 +71,16 @@ class Challenge:
 
     @property
     def suites(self) -> SuiteStore:
-        """Return who is champion, and the trials."""
+        """Return the store of champions and trials."""
         return SuiteStore(self.layout.suites_file)
 
     def tick(self, policy: CyclePolicy, now: datetime, *, hold: Callable[[], bool]) -> int:
         """Begin or end the trial as the policy says, follow its job, submit the next one.
 
         Arguments:
-            policy: As it was read, without the suite of the champion.
+            policy: The policy as read, without the suite of the champion.
             now: Operational present (UTC).
-            hold: Says whether nothing is submitted, for want of space.
+            hold: Returns whether submission is paused for lack of disk space.
 
         Returns:
             The number of the challenger's cycles that changed state.
@@ -96,7 +96,7 @@ class Challenge:
     # -- the trial
 
     def _trial(self, policy: CyclePolicy) -> Trial | None:
-        """Return the trial that runs, as the policy wants it; None where it wants none."""
+        """Return the running trial after starting or ending it as the policy says; None without one."""
         suites = self.suites
         trial = suites.trial()
         try:
@@ -119,14 +119,14 @@ class Challenge:
         return frozen_suite(policy.challenger, self.layout.root)
 
     def _was_decided(self, wanted: Suite) -> bool:
-        """Return whether this suite is champion, or was dropped: it then gets no other trial."""
+        """Return whether this suite is champion or was dropped; such a suite gets no other trial."""
         champion = self.suites.champion()
         last = self.suites.last_trial_of(wanted)
         dropped = last is not None and last.outcome is Outcome.DROPPED
         return dropped or (champion is not None and champion.id == wanted.id)
 
     def _begin(self, policy: CyclePolicy, suite: Suite) -> Trial:
-        """Begin a trial with the newest final analysis that is published, or the first to come."""
+        """Begin a trial at the newest published final analysis, or else at the next one."""
         challenger = policy.challenger
         assert challenger is not None  # noqa: S101  # it names the suite
         published = self._published(None)
@@ -169,7 +169,7 @@ class Challenge:
         return found[::-1]
 
     def _submit(self, policy: CyclePolicy, trial: Trial, now: datetime) -> int:
-        """Queue the next cycle of the challenger; return how many cycles moved."""
+        """Enqueue the next cycle of the challenger; return the number of cycles that changed state."""
         again = self.suites.newest(trial, state=CycleState.DUE)
         if again is not None:
             record = self.stores.cycles.find(again.key)
@@ -219,7 +219,7 @@ class Challenge:
         return {**facts, "attempt": attempts + 1, CHALLENGES: about}
 
     def _workers_without(self, model: str | None) -> list[str]:
-        """Return the model workers, any of which may take the job, that lack the checkpoint."""
+        """Return the model workers without the checkpoint; any model worker may take the job."""
         if model is None:
             return []
         ready = self.stores.workers.ready(GPU_QUEUE)
@@ -256,10 +256,10 @@ class Challenge:
         if state is CycleState.SKIPPED:
             self.measures.challenger_cycles.labels(state.value).inc()
 
-    # -- what came of them
+    # -- outcomes
 
     def _settle(self, policy: CyclePolicy, trial: Trial) -> int:
-        """Follow the job that was submitted; return how many cycles moved."""
+        """Follow the submitted job; return the number of cycles that changed state."""
         cycle = self.suites.newest(trial, state=CycleState.SUBMITTED)
         if cycle is None:
             return 0

@@ -1,7 +1,7 @@
-"""Decide which cycles are due and missing: a question of policy, time and what is known, not of state.
+"""Decide which cycles are due and missing, as pure functions of policy, time and known cycles.
 
-A cycle is data with a deadline. It is due once its cut-off has passed, whenever that is noticed,
-so that a scheduler that slept through some hours catches up by itself.
+A cycle is due once its cut-off has passed, no matter when that is noticed, so that a scheduler catches
+up by itself after an outage.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +15,14 @@ from worker.cycling.policy import CyclePolicy
 __all__ = ["DueCycle", "Decisions", "choose", "decide", "first_considered", "is_too_old"]
 
 LONGEST_GAP = timedelta(days=31)
-"""Missed cycles further back than this leave no record of having been skipped."""
+"""Missed cycles older than this are not even recorded as skipped."""
 
 _RANK = {Flavour.EARLY: 0, Flavour.FINAL: 1}
 
 
 @dataclass(frozen=True)
 class DueCycle:
-    """An analysis to be made: its valid time, flavour and cut-off for arrivals (UTC)."""
+    """An analysis to compute: its valid time, flavour and cut-off for arrivals (UTC)."""
 
     valid_time: datetime
     flavour: Flavour
@@ -39,9 +39,9 @@ class Decisions:
     """Decisions on cycles, each list in order of valid time.
 
     Attributes:
-        announced: Not known yet, cut-off still ahead: to be recorded as waiting.
-        ready: Cut-off passed, not decided yet.
-        skipped: Not to be made, and why.
+        announced: New cycles whose cut-off is ahead, to be recorded as waiting.
+        ready: Cycles whose cut-off has passed and that are still undecided.
+        skipped: Cycles that will not be computed, with the reason.
     """
 
     announced: tuple[DueCycle, ...] = ()
@@ -55,7 +55,7 @@ def first_considered(policy: CyclePolicy, now: datetime, newest: str | None) -> 
     Arguments:
         policy: Start and step of the grid, age limit.
         now: Operational present (UTC).
-        newest: Key of the known cycle with the latest valid time: where an outage began.
+        newest: Key of the known cycle with the latest valid time, after which an outage began.
     """
     begin = now - timedelta(hours=policy.catch_up.max_age_hours)
     if newest is not None:
@@ -90,7 +90,7 @@ def decide(
 def _undecided(
     policy: CyclePolicy, now: datetime, known: Mapping[str, CycleState], first: datetime
 ) -> list[DueCycle]:
-    """Return cycles of the grid without a record, and those that wait, also of older policies."""
+    """Return cycles of the grid without a record, and waiting ones, including those of older policies."""
     last = now if policy.end is None else min(now, policy.end)
     times = [first + i * policy.step for i in range(max(0, (last - first) // policy.step + 1))]
     grid = [(time, flavour) for time in times for flavour in Flavour]
@@ -121,9 +121,9 @@ def choose(
 ) -> list[CycleRecord]:
     """Return the due cycles to submit now, in order.
 
-    At most `at_once` cycles are in flight. A cycle waits for the one a step before it (and a final
-    one for the early one of the same time), if that is in flight or goes first: it may then start
-    from its analysis.
+    At most `at_once` cycles are in flight. A cycle waits for its predecessor (a final one also for the
+    early one of the same time) if that is in flight or chosen too, so that it can use its analysis as
+    background.
     """
     room = policy.catch_up.at_once - len(in_flight)
     chosen: list[CycleRecord] = []
@@ -144,7 +144,7 @@ def _in_order(policy: CyclePolicy, due: Iterable[CycleRecord]) -> list[CycleReco
 
 
 def _comes_before(other: CycleRecord, record: CycleRecord, step: timedelta) -> bool:
-    """Return whether `other` must end first: as background of `record`, or in its order."""
+    """Return whether `other` must end first, as the background of `record` or by order."""
     if other.valid_time == record.valid_time:
         return _RANK[other.flavour] <= _RANK[record.flavour]
     return record.valid_time - step <= other.valid_time < record.valid_time

@@ -252,16 +252,16 @@ class CyclePolicy(BaseModel):
     @property
     def digest(self) -> str:
         """Return the digest of this policy, stored in the manifest of every cycled analysis."""
-        text = self.model_dump_json(exclude={"challenger"})  # which changes nothing of them
+        text = self.model_dump_json(exclude={"challenger"})  # it does not affect them
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def suite(self) -> Suite | None:
-        """Return the suite that was put into this policy; None for what it says of itself."""
+        """Return the suite set by `with_suite`; None for the settings of the policy itself."""
         return self._suite
 
     def with_suite(self, suite: Suite | None) -> "CyclePolicy":
-        """Return the policy with the checkpoint and the settings of a suite, and the suite in it."""
+        """Return a copy of the policy with the checkpoint and settings of a suite, and the suite itself."""
         if suite is None:
             return self
         own = {n: v for n, v in suite.settings.model_dump().items() if v is not None}

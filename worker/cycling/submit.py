@@ -1,8 +1,8 @@
 """Submit due cycles as jobs and follow them to their end: published, retried, failed, cancelled.
 
-First the job is created, under a key that all schedulers make alike, then the record: if a
-scheduler dies in between, the next one finds the same job. A final analysis of an hour that the
-policy names starts a forecast, and a cold window that it is compared with.
+The job is created first, under an idempotency key that is the same for all schedulers, then the record
+is updated: if a scheduler dies in between, the next one finds the same job. At hours named in the
+policy, a final analysis also starts a forecast, and a cold window to compare it with.
 """
 
 from datetime import UTC, datetime
@@ -51,9 +51,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def cycle_seed(policy: CyclePolicy, valid_time: datetime) -> int:
-    """Return the seed of an hour: its own, so that members do not repeat their noise.
+    """Return the seed of an hour; hours have different seeds, so that the noise does not repeat.
 
-    It is the same for all revisions of an hour, which differ by their observations alone.
+    All revisions of an hour have the same seed: they differ only by their observations.
     """
     hours = (valid_time - _EPOCH) // HOUR
     return (policy.seed + hours) % 2**31
@@ -101,7 +101,7 @@ def cycle_facts(policy: CyclePolicy, record: CycleRecord) -> dict[str, Any]:
 
 
 def suite_facts(policy: CyclePolicy) -> dict[str, Any]:
-    """Return the suite that was put into the policy, as jobs hold it; nothing without one."""
+    """Return the suite set in the policy as an entry for jobs; empty without one."""
     return {"suite": policy.suite.facts} if policy.suite else {}
 
 
@@ -113,7 +113,7 @@ def queue_job(
     record: CycleRecord,
     facts: dict[str, Any],
 ) -> JobRecord:
-    """Return the job under `unique_key`, created and queued now or by a scheduler before."""
+    """Create and enqueue a job under `unique_key`; idempotent. Return the job."""
     return queue_as(
         stores,
         sender,
@@ -128,13 +128,13 @@ def queue_job(
 def queue_as(
     stores: Stores, sender: TaskSender, spec: JobSpec, unique_key: str, **values: Any
 ) -> JobRecord:
-    """Return the job under `unique_key`, which names it in log lines: nobody asked for it.
+    """Create and enqueue a job under `unique_key`, which also serves as request id in log lines.
 
     Arguments:
         stores: All records.
         sender: Sends the message.
-        spec: What is asked.
-        unique_key: The same for all schedulers.
+        spec: Specification of the job.
+        unique_key: Idempotency key, the same for all schedulers.
         values: Further fields of the record.
     """
     with traces.began("submit job", **{"appa.request_id": unique_key}):
@@ -157,7 +157,7 @@ def queue_as(
 def submit_cycle(
     stores: Stores, sender: TaskSender, policy: CyclePolicy, record: CycleRecord
 ) -> bool:
-    """Queue the job of a due cycle; return whether this scheduler made the move."""
+    """Enqueue the job of a due cycle; return whether this scheduler made the transition."""
     spec, facts = filtering_spec(policy, record), cycle_facts(policy, record)
     job = queue_job(stores, sender, spec, record.unique_key, record, facts)
     moved = stores.cycles.change(
@@ -216,8 +216,8 @@ def start_comparison(
 ) -> JobRecord:
     """Queue the cold window that a published cycle is compared with; idempotent.
 
-    It sees what the cycle saw, but no earlier analysis. It belongs to no flavour: no cycle goes on
-    from it while there are others, and nobody takes it for the analysis of the hour.
+    It uses the same observations as the cycle, but no earlier analysis. It has no flavour, so no cycle
+    continues it while there are others, and it is not listed as the analysis of the hour.
     """
     spec = filtering_spec(policy, record).model_copy(
         update={"background": "climatology", "warm_start": False, "outputs": ["feedback"]}
@@ -235,7 +235,7 @@ def settle(
 ) -> int:
     """Check every submitted cycle once; return how many have ended or are retried.
 
-    A failed cycle holds up nothing: the next one takes an older background, or none.
+    A failed cycle does not block others: the next one uses an older background, or none.
     """
     moved = 0
     for record in stores.cycles.in_state(CycleState.SUBMITTED):
@@ -260,7 +260,7 @@ def _follow(
     record: CycleRecord,
     job: JobRecord,
 ) -> bool:
-    """Let a cycle go where its job, which has ended, went; return whether it moved."""
+    """Update a cycle from its ended job; return whether its state changed."""
     if job.state is JobState.SUCCEEDED:
         return _published(stores, sender, policy, record, job)
     if job.state is JobState.CANCELLED:
@@ -271,7 +271,7 @@ def _follow(
 def count_ended(measures: Measures, record: CycleRecord) -> None:
     """Count a cycle that has ended, and how long after its cut-off its analysis was published.
 
-    A rerun is asked for by somebody, at any time after the cut-off: it has no delay.
+    Reruns have no delay, because they may be requested at any time after the cut-off.
     """
     if not record.done:
         return
@@ -292,7 +292,7 @@ def _published(
     values: dict[str, Any] = {"analysis_id": job.analysis_id}
     values["published"] = clock.operational(job.finished) if job.finished else clock.now()
     if policy is not None and wants_forecast(policy, record):
-        # before the move: should this scheduler die here, the next one finds the same forecast
+        # before the transition: if this scheduler dies here, the next one finds the same forecast
         forecast = start_forecast(stores, sender, policy, record, job.analysis_id)
         values |= {"forecast_job_id": forecast.id, "forecast_id": forecast.analysis_id}
     if policy is not None and wants_comparison(policy, record):

@@ -1,17 +1,17 @@
-"""Run one tick of the cycles: ask every few seconds which cycles are due and missing.
+"""Run one tick of the cycles: determine every few seconds which cycles are due and missing.
 
-Our own scheduler process ticks, not Celery beat: a schedule entry of beat would fire at an hour,
-this asks what is missing, so a tick that was lost is made up for by the next one. Any number of
-schedulers may tick at once: records are created under unique keys, jobs under keys that all
-schedulers make alike, and every move of a record is compare-and-set on the version that was read.
-The slower of two schedulers finds the work done. None holds state that matters: one that is killed
-at any point is replaced by any other.
+The ticks come from our own scheduler process, not from Celery beat: a schedule entry of beat fires at
+a fixed time, while a tick determines what is missing, so that a lost tick is made up for by the next
+one. Any number of schedulers may run: records are created under unique keys, jobs under idempotency
+keys that are the same for all schedulers, and every transition is compare-and-set on the version that
+was read. The slower of two schedulers finds the work done. Schedulers are stateless: one that is
+killed at any point can be replaced by another.
 
 A cycle uses the observations received by its cut-off, no more and no fewer, so it waits, within
 limits, for uploads that arrived in time and are still being ingested.
 
-After Redis was lost, the records are rebuilt from the published analyses; a new, empty Redis would
-otherwise have the hours within catch-up analysed once more, under revisions that are taken.
+After Redis lost its data, the records are rebuilt from the published analyses; otherwise the hours
+within catch-up would be analysed again, under revisions that exist already.
 """
 
 import time
@@ -50,7 +50,7 @@ from worker.runtime import Runtime
 __all__ = ["Cycling", "PendingUploads", "cycling_tick", "oldest_unfinished", "recover"]
 
 SETTLE_SECONDS = 0.5
-"""Real seconds after a cut-off in which an upload may have its arrival time but no record yet."""
+"""Real seconds after a cut-off during which an upload may have an arrival time but no record yet."""
 
 
 def oldest_unfinished(batches: BatchStore) -> datetime | None:
@@ -66,7 +66,7 @@ def oldest_unfinished(batches: BatchStore) -> datetime | None:
 
 @dataclass
 class PendingUploads:
-    """Remembers since when a cycle waits; a new scheduler begins to count anew, which is safe.
+    """Remember since when each cycle waits; after a restart of the scheduler waiting starts over.
 
     Attributes:
         batches: Uploads.
@@ -83,7 +83,7 @@ class PendingUploads:
         Arguments:
             cycles: Their cut-offs have passed.
             now: Operational present.
-            grace_seconds: Longest real time to wait, from when this process first saw the cycle.
+            grace_seconds: Maximum real time to wait, from when this process first saw the cycle.
         """
         oldest = oldest_unfinished(self.batches) if cycles else None
         present = {cycle.key for cycle in cycles}
@@ -108,10 +108,10 @@ log = structlog.get_logger()
 
 
 def recover(cycles: CycleStore, layout: Layout) -> int:
-    """Fill an empty store with the cycles that have published analyses; return how many.
+    """Rebuild an empty store from the published analyses of cycles; return the number of records.
 
-    A store that knows any cycle is left alone. Safe to run twice at once: the first record under a
-    key stays.
+    A store with any cycle is left unchanged. Safe to run concurrently: the first record under a key
+    stays.
     """
     if cycles.newest() is not None:
         return 0
@@ -146,7 +146,7 @@ def _recovered(key: str, manifest: AnalysisManifest) -> CycleRecord:
 
 @dataclass
 class PolicyFile:
-    """`cycles.yaml`, read again when it changed; after a mistake in it the last good one counts."""
+    """`cycles.yaml`, reloaded when it changes; while it is invalid, the last valid version is used."""
 
     layout: Layout
     _stamp: tuple[int, int] | None = None
@@ -172,7 +172,7 @@ class PolicyFile:
 
 @dataclass
 class Cycling:
-    """The cycles of one installation, seen from one scheduler.
+    """Handling of the cycles of an installation by one scheduler.
 
     Attributes:
         stores: All records.
@@ -198,7 +198,7 @@ class Cycling:
         self._challenge = Challenge(self.stores, self.layout, self.sender, self.measures)
 
     def tick(self, now: datetime | None = None) -> int:
-        """Settle what has ended, decide what is due, submit what there is room for.
+        """Follow submitted cycles, decide which are due, and submit as many as may run.
 
         Arguments:
             now: Operational present; read from the clock when absent.
@@ -220,7 +220,7 @@ class Cycling:
         return moves + self._challenger(written, moment)
 
     def _challenger(self, policy: CyclePolicy, now: datetime) -> int:
-        """Let the challenger follow; what goes wrong with it holds up no cycle of the champion."""
+        """Run the challenger's tick; its errors do not affect the cycles of the champion."""
         try:
             return self._challenge.tick(
                 policy, now, hold=lambda: disk_state(self.layout, self.disk).low

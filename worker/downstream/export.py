@@ -1,8 +1,8 @@
 """Write the input of another weather model from analyses, as that model reads it.
 
-Nothing is made up: a field that the analyses lack is read from a file that the user names, or the
-export is refused with the names of all that is missing. `provenance.json` beside the files says
-where each field came from.
+Fields are never invented: one that the analyses lack is read from a file that the user names, or the
+export is refused with the names of all missing fields. `provenance.json` beside the files names the
+source of each field.
 """
 
 import json
@@ -34,11 +34,11 @@ class ExportPlan:
     """Sources chosen for the fields of an export.
 
     Attributes:
-        model: What is fed.
-        time: Of the analysis, UTC.
+        model: The model to prepare input for.
+        time: Time of the analysis, UTC.
         chosen: Source of each field at each time; a constant has the time of the analysis.
         missing: Fields that no source has, at each time.
-        attributes: Of the analysis: its id, checkpoint, whether it is simulated.
+        attributes: Attributes of the analysis: its id, checkpoint, whether it is simulated.
     """
 
     model: DownstreamModel
@@ -49,7 +49,7 @@ class ExportPlan:
 
     @property
     def times(self) -> list[datetime]:
-        """Times of the input, oldest first."""
+        """Return the times of the input, oldest first."""
         return [self.time + timedelta(hours=hours) for hours in self.model.hours]
 
     def planes(self, wanted: Input) -> Iterator[Plane]:
@@ -69,7 +69,7 @@ class ExportPlan:
             yield found.astype(np.float32)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what was written, and where each field came from."""
+        """Return the content of `provenance.json`: the fields written and the source of each."""
         fields: dict[str, dict[str, str]] = {}
         for (wanted, time), source in self.chosen.items():
             fields.setdefault(wanted.name, {})[f"{time:%Y-%m-%dT%H:%M:%SZ}"] = source.name
@@ -89,13 +89,13 @@ def plan_export(
     sources: Sequence[FieldSource],
     attributes: Mapping[str, Any] | None = None,
 ) -> ExportPlan:
-    """Decide where each field comes from: the first source that holds it.
+    """Choose the source of each field: the first that holds it.
 
     Arguments:
-        model: What is fed.
-        time: Of the analysis, UTC.
+        model: The model to prepare input for.
+        time: Time of the analysis, UTC.
         sources: Analyses first, then what the user names to fill gaps.
-        attributes: Of the analysis, for the provenance.
+        attributes: Attributes of the analysis, for the provenance.
     """
     chosen: dict[tuple[Input, datetime], FieldSource] = {}
     missing: dict[datetime, list[Input]] = {}
@@ -111,7 +111,7 @@ def plan_export(
 
 
 def described(missing: Sequence[Input]) -> str:
-    """Return fields in few words: `vertical_velocity at 50, 100 hPa; skin_temperature`."""
+    """Return fields as a short text: `vertical_velocity at 50, 100 hPa; skin_temperature`."""
     levels: dict[str, list[int]] = {}
     for wanted in missing:
         found = levels.setdefault(wanted.quantity.id, [])
@@ -256,7 +256,7 @@ def _write_netcdf(plan: ExportPlan, folder: Path) -> list[Path]:
 
 
 def _time(before: tuple[str, ...], t: int) -> tuple[int, ...]:
-    """Return the place of the t-th time among the leading dimensions."""
+    """Return the index of the t-th time along the leading dimensions."""
     return (0,) * (len(before) - 1) + (t,)
 
 
@@ -315,7 +315,7 @@ _EARTH2STUDIO = {
 
 
 def _earth2studio(wanted: Input) -> str:
-    """Return the name that earth2studio has for a field: `t2m`, `z500`."""
+    """Return the name of a field in earth2studio: `t2m`, `z500`."""
     return f"{_EARTH2STUDIO[wanted.quantity.id]}{wanted.level or ''}"
 
 

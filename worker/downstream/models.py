@@ -34,14 +34,14 @@ QUARTER_DEGREE = Grid("0p25", "regular", 721, 1440)
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity that files of others may hold.
+    """A quantity that external files may hold.
 
     Attributes:
-        id: Ours where the vocabulary has it, else in its manner.
-        names: In NetCDF files of others, and short names of GRIB.
-        units: SI.
-        layers: Other short names of GRIB, each with the level under which it has this quantity.
-        constant: Whether it holds for all times.
+        id: Id in our vocabulary, or a name in its style.
+        names: Names in external NetCDF files, and short names of GRIB.
+        units: SI units.
+        layers: Other short names of GRIB, each with the level at which it is this quantity.
+        constant: Whether it does not change in time.
     """
 
     id: str
@@ -89,10 +89,10 @@ class Input:
     """A horizontal field that a model takes as input.
 
     Attributes:
-        quantity: What it is.
+        quantity: The quantity.
         level: hPa, None at the surface.
         array: Name of the array that holds it in the exported file.
-        index: Its place in that array, after the time and before the grid.
+        index: Its index in that array, between time and grid.
     """
 
     quantity: Quantity
@@ -120,7 +120,7 @@ class ReducedGrid:
 
     @cached_property
     def points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Latitudes and longitudes in degrees, north to south and eastward from 0."""
+        """Return latitudes and longitudes in degrees, north to south and eastward from 0."""
         handle = eccodes.codes_grib_new_from_samples(self.sample)
         try:
             lat = eccodes.codes_get_array(handle, "latitudes")
@@ -135,13 +135,13 @@ class DownstreamModel:
     """A model that starts from analyses.
 
     Attributes:
-        name: On the command line.
-        title: For people.
-        form: Of the file: `npz`, `npy`, `graphcast`, `fcn3` or `aurora`.
-        grid: Where the fields are wanted; rows north to south.
-        hours: Of the fields, relative to the analysis.
+        name: Name on the command line.
+        title: Name for people.
+        form: Format of the file: `npz`, `npy`, `graphcast`, `fcn3` or `aurora`.
+        grid: Grid of the fields; rows north to south.
+        hours: Times of the fields in hours relative to the analysis.
         inputs: Fields, in order.
-        levels: hPa, in the order of the model.
+        levels: Levels in hPa, in the order of the model.
     """
 
     name: str
@@ -280,10 +280,10 @@ MODELS: dict[str, DownstreamModel] = {
 
 
 def model_named(name: str) -> DownstreamModel:
-    """Return the model called so.
+    """Return the model of this name.
 
     Raises:
-        UnknownName: If there is none; lists those there are.
+        UnknownName: If there is none; lists the known ones.
     """
     if name not in MODELS:
         raise UnknownName(

@@ -1,7 +1,7 @@
-"""Read single fields of analyses and of files of others, and bring them to the points of a model.
+"""Read single fields of analyses and of external files, and interpolate them to the grid of a model.
 
-A file of others is NetCDF or GRIB. It must say the units of what it holds; they become SI, and a
-field in units that are not known is refused.
+An external file is NetCDF or GRIB. It must state the units of its fields, which are converted to SI; a
+field in unknown units is refused.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ Plane = NDArray[np.float64]
 Target = Grid | ReducedGrid
 
 MEAN = -1
-"""Stands for the ensemble mean among the numbers of members."""
+"""Member number that stands for the ensemble mean."""
 
 
 class FieldSource(Protocol):
@@ -51,7 +51,7 @@ class FieldSource(Protocol):
 
 @lru_cache(maxsize=4)
 def _weights(grid: Grid, target: Target, vector: bool) -> tuple[NDArray[np.int64], Plane]:
-    """Return cells and weights of the points of a model, which serve all its fields."""
+    """Return cells and weights of the points of a model, the same for all its fields."""
     if isinstance(target, ReducedGrid):
         return bilinear(grid, *target.points, vector=vector)
     lat, lon = np.meshgrid(target.latitude, target.longitude, indexing="ij")
@@ -59,7 +59,7 @@ def _weights(grid: Grid, target: Target, vector: bool) -> tuple[NDArray[np.int64
 
 
 def _to_points(plane: Plane, grid: Grid, target: Target, *, vector: bool = False) -> Plane:
-    """Interpolate bilinearly, across the poles as well; a field on the target itself is kept."""
+    """Interpolate bilinearly, also across the poles; a field on the target grid is returned unchanged."""
     if isinstance(target, Grid) and (grid.kind, grid.shape) == (target.kind, target.shape):
         return plane
     found = interpolate(plane, *_weights(grid, target, vector))
@@ -148,7 +148,7 @@ def _own_grid(dataset: xr.Dataset) -> Grid:
     raise ValueError("its rows and columns are those of no global grid")
 
 
-# -- files of others
+# -- external files
 
 _PLAIN_UNITS = frozenset({"", "1", "~", "(0-1)", "dimensionless", "numeric", "proportion"})
 
@@ -187,7 +187,7 @@ def _dim(array: xr.DataArray, kind: str) -> str | None:
 
 
 class _NetcdfFill:
-    """A NetCDF file of others, with rows and columns."""
+    """An external NetCDF file, with rows and columns."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -270,10 +270,10 @@ _CLIMATOLOGY = "climatology"
 
 @dataclass
 class _GribFill:
-    """A GRIB file of others; one message is read at a time.
+    """An external GRIB file; one message is read at a time.
 
-    Ensemble spread, probabilities and the like bear the names of states: they count as not there.
-    What never changes may come as a climatology.
+    Ensemble spread, probabilities and the like have the short names of states; they are ignored.
+    Constant fields may come as a climatology.
     """
 
     path: Path
@@ -347,7 +347,7 @@ def _same_points(lat: Plane, lon: Plane, target: ReducedGrid) -> bool:
 
 
 def _product(handle: int) -> str:
-    """Return what a field is that is no state at its time and no accumulation up to it, else ""."""
+    """Return the kind of a field that is neither a state nor an accumulation (such as spread), else ""."""
     return not_a_state(handle, accumulated=True) and not_a_state(handle, accumulated=False)
 
 
@@ -371,7 +371,7 @@ def _label(handle: int) -> tuple[str, int | None, datetime]:
 
 
 def open_fill(path: Path) -> FieldSource:
-    """Open a file of others.
+    """Open an external file.
 
     Raises:
         InvalidInput: If it is neither NetCDF nor GRIB.

@@ -1,1 +1,1 @@
-"""Fill the observation store from other centres, and announce results to them."""
+"""Receive observations from other centres, and announce results to them, over WIS2."""

@@ -1,11 +1,11 @@
 """Announce published results to other centres, as WIS2 notification messages on a broker.
 
-Each result that is published is announced once. Its notification is made from the event of the
-publication, and kept in the backlog under the name of the result until the broker has confirmed it.
-Lost connections do not repeat it (QoS 2). The announcer also subscribes to its own topic: if it was
-killed before it noted a confirmation, what the broker has kept for it meanwhile tells which messages were
-delivered. A broker that does not grant this gets a doubtful message again, with the same id, by which
-subscribers of WIS2 drop what they know.
+Each published result is announced exactly once. Its notification is created from the event of the
+publication, and stays in the backlog under the id of the result until the broker has confirmed it.
+Reconnecting does not duplicate it (QoS 2). The announcer also subscribes to its own topic: if it was
+killed before it recorded a confirmation, the messages that the broker has stored for its session show
+which were delivered. If the broker refuses this subscription, an unconfirmed message is sent again with
+the same id, by which WIS2 subscribers discard duplicates.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _SECONDS = 0.5
 _REFUSED_SECONDS = 60.0
 _LEAVE_SECONDS = 3.0
 _ECHO_SECONDS = 5.0
-"""Time in which a broker sends what it has kept for the session of the announcer."""
+"""Time allowed for the broker to deliver the stored messages of the announcer's session."""
 
 _QOS = 2
 _IN_FLIGHT = 20
@@ -93,14 +93,14 @@ def notification_of(manifest: AnalysisManifest, settings: WorkerSettings) -> Not
 
 
 class Announcer:
-    """Announces results from now on: those published before it first ran are left alone.
+    """Announce results from now on; those published before its first run are not announced.
 
     Arguments:
         layout: The data folder.
-        events: The log of what was published.
-        backlog: Remembers what was announced; used by no other thread.
-        settings: Broker, topic and the address of the data.
-        measures: Count what the broker answers.
+        events: The event log, with all publications.
+        backlog: Stores announcements; used by no other thread.
+        settings: Broker, topic and the base URL of the data.
+        measures: Counters of the broker's replies.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Announcer:
             self.send()
 
     def _leave(self) -> None:
-        """Wait a moment for the confirmations of what is under way, then leave the broker."""
+        """Wait a moment for confirmations of messages in flight, then disconnect."""
         end = time.monotonic() + _LEAVE_SECONDS
         with self._turning:  # the last turn may not have ended
             self._settle()
@@ -197,10 +197,10 @@ class Announcer:
         return name, self.settings.wis2_topic, message.to_json()
 
     def send(self) -> int:
-        """Send what waits, in order; return how many were sent.
+        """Send queued messages, in order; return their number.
 
-        What is under way is never sent a second time by this process: the client sends it again
-        over a new connection itself, under its first number, by which the broker knows it (QoS 2).
+        This process never sends a message in flight again: the MQTT client itself resends it over a
+        new connection with the same packet id, by which the broker deduplicates (QoS 2).
         """
         under_way = set(self._pending.values())
         sent = 0
@@ -229,7 +229,7 @@ class Announcer:
         reason: ReasonCode,
         properties: MqttProperties | None,
     ) -> None:
-        """Keep to what the broker takes (in the thread of the network)."""
+        """Limit the QoS to the broker's maximum, and subscribe (in the network thread)."""
         if reason.is_failure:
             log.warning("announcements refused by the broker", reason=str(reason))
             return
@@ -244,13 +244,13 @@ class Announcer:
         reasons: list[ReasonCode],
         properties: MqttProperties | None,
     ) -> None:
-        """Begin to send; what may have been sent before is given time to come back."""
+        """Allow sending; messages that may have been sent before wait for their echo first."""
         if self._subscribed_at is None:
             refused = any(reason.is_failure for reason in reasons)
             self._subscribed_at = time.monotonic() - (_ECHO_SECONDS if refused else 0.0)
 
     def _echoed(self, client: Client, userdata: object, message: MQTTMessage) -> None:
-        """Note that a message was delivered (in the thread of the network)."""
+        """Record that a message was delivered (in the network thread)."""
         text = bytes(message.payload).decode(errors="replace")
         if name := self.backlog.echoed(text):
             self._count_sent(name)
@@ -264,11 +264,11 @@ class Announcer:
         reason: ReasonCode,
         properties: MqttProperties | None,
     ) -> None:
-        """Keep an answer for the next turn: the client holds a lock of its own meanwhile."""
+        """Store a reply for the next turn, because the client holds its lock during the callback."""
         self._answers.append((mid, str(reason) if reason.is_failure else ""))
 
     def _settle(self) -> None:
-        """Note what the broker has confirmed."""
+        """Record the broker's confirmations."""
         while self._answers:
             mid, failure = self._answers.popleft()
             name = self._pending.pop(mid, None)

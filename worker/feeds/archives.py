@@ -1,8 +1,8 @@
-"""Pull past observations from public archives: list, download, hand over, resume where it stopped.
+"""Pull past observations from public archives: list, download and upload files, resumably.
 
-An archive is a tree of files whose names tell their times, on object storage, a web server or a
-disk; fsspec reads them all alike. A ledger in the data folder names the files that have come to an
-end; one that was interrupted is downloaded on from the byte where it stopped.
+An archive is a tree of files whose names contain their times, on object storage, a web server or a
+disk, read through fsspec. A ledger in the data folder lists the finished files; an interrupted download
+resumes at the byte where it stopped.
 
 The layouts are those of
 - NNJA-AI, the NOAA-NASA Joint Archive as Parquet, https://github.com/brightbandtech/nnja-ai:
@@ -12,7 +12,7 @@ The layouts are those of
 - GDAS, https://registry.opendata.aws/noaa-gfs-bdp-pds/:
   `gdas.YYYYMMDD/HH/atmos/gdas.tHHz.<type>.tm00.bufr_d`, `gdas.tHHz.prepbufr*`;
 - observations used by ERA5 as ODB-2, in folders of days: `YYYY/MM/DD/*.odb`. They have no public
-  home; whoever retrieves them from MARS says where they lie.
+  location; users who retrieve them from MARS name their folder.
 """
 
 import hashlib
@@ -46,10 +46,10 @@ class Archive:
     """Naming scheme of the files of an archive.
 
     Attributes:
-        name: On the command line.
+        name: Name on the command line.
         meaning: One line for people.
-        root: Where it lies; empty if it has no public home.
-        hours: A file holds so many hours.
+        root: Address; empty if it has no public location.
+        hours: Hours covered by a file.
         patterns: Globs below the root, with `{time:%Y%m%d}` and the like.
         note: Which of its forms this version does not decode; empty if it decodes all.
     """
@@ -65,7 +65,7 @@ class Archive:
         """Yield the times of the files that hold observations from `start` to before `end`.
 
         Raises:
-            InvalidInput: If that is no period.
+            InvalidInput: If `end` is not after `start`.
         """
         if end <= start:
             raise InvalidInput(f"Expected END after START ({start}); got {end}.", field="end")
@@ -124,10 +124,10 @@ class RemoteFile:
     """A file of an archive.
 
     Attributes:
-        path: As its file system names it.
-        relative: Below the root.
+        path: Path in its file system.
+        relative: Path below the root.
         size: Bytes.
-        version: Changes when the file does, as far as the file system tells.
+        version: Entity tag or similar, which changes with the content, if the file system has one.
     """
 
     path: str
@@ -137,7 +137,7 @@ class RemoteFile:
 
     @property
     def key(self) -> str:
-        """Return what a ledger knows it by."""
+        """Return its key in the ledger."""
         return f"{self.path}|{self.size}|{self.version}"
 
 
@@ -149,9 +149,9 @@ class PullOutcome:
         key: See `RemoteFile.key`.
         file: Below the root.
         state: `ingested`, `rejected`, `failed`, or `not_decoded` where no decoder knows the form.
-        rows: Values stored.
-        detail: Why not.
-        batch: The upload.
+        rows: Number of values stored.
+        detail: Why it was not ingested.
+        batch: Id of the upload.
     """
 
     key: str
@@ -171,14 +171,14 @@ class Receiver(Protocol):
     """Destination of pulled files: a running system."""
 
     def send(self, path: Path) -> str | None:
-        """Upload a file and return its batch; None if it is of no known form."""
+        """Upload a file and return its batch; None if its format is not known."""
 
     def outcome(self, batch: str) -> tuple[str, int, str]:
-        """Wait for the end of an upload; return its state, the values stored, and why not."""
+        """Wait for the end of an upload; return its state, the number of values stored, and the reason."""
 
 
 OnFile = Callable[[RemoteFile, int], None]
-"""Called with a file and the bytes of it that are here, as they come."""
+"""Called with a file and the number of bytes downloaded so far."""
 
 
 @dataclass
@@ -186,12 +186,12 @@ class Pull:
     """Pull the files of a period from an archive.
 
     Attributes:
-        archive: How they are named.
-        root: Where the archive lies.
-        layout: The data folder, for the ledger and files under way.
-        only: Globs, of which the path of a file below the root must match one; all if empty.
-        ahead: Uploads that may wait for ingest; then the pull waits.
-        options: Of the file system; anonymous access where absent.
+        archive: Naming scheme of the files.
+        root: Address of the archive.
+        layout: The data folder, for the ledger and partial downloads.
+        only: Globs, one of which the path of a file below the root must match; all if empty.
+        ahead: Maximum number of uploads that wait for ingest before the pull pauses.
+        options: Options of the file system; anonymous access if absent.
     """
 
     archive: Archive
@@ -244,13 +244,13 @@ class Pull:
         return list(found.values())
 
     def left(self, files: list[RemoteFile]) -> list[RemoteFile]:
-        """Return those of `files` that have not come to an end in an earlier pull."""
+        """Return those of `files` that no earlier pull has finished."""
         return [f for f in files if f.key not in self._known or not self._known[f.key].ended]
 
     def run(
         self, files: list[RemoteFile], receiver: Receiver, on_file: OnFile
     ) -> Iterator[PullOutcome]:
-        """Pull `files`, and yield what became of each as it is known.
+        """Pull `files`, and yield the outcome of each as soon as it is known.
 
         Raises:
             StorageError: If a file cannot be read after several tries; run the pull again later.
@@ -302,12 +302,12 @@ class Pull:
         return RemoteFile(path, relative, int(about.get("size") or 0), version)
 
     def _place(self, file: RemoteFile) -> Path:
-        """Return where a file lies while it is under way."""
+        """Return the path of the partial download of a file."""
         folder = hashlib.sha256(file.key.encode()).hexdigest()[:24]
         return self.layout.pulls / folder / PurePosixPath(file.path).name
 
     def _download(self, file: RemoteFile, on_file: OnFile) -> Path:
-        """Return the file on this disk; what is here of it already is not read again."""
+        """Download a file, resuming a partial download, and return its local path."""
         local = self._place(file)
         local.parent.mkdir(parents=True, exist_ok=True)
 
@@ -332,7 +332,7 @@ class Pull:
 
 
 def _copy(remote: IO[bytes], target: IO[bytes], on_bytes: Callable[[int], None]) -> None:
-    """Append to `target` what it lacks of `remote`."""
+    """Append the rest of `remote` to `target`."""
     if here := target.tell():
         remote.seek(here)
     while block := remote.read(_BLOCK):
@@ -361,19 +361,19 @@ def _tried(call: Callable[[], T], what: str) -> T:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Return whether another try may succeed; the errors of file systems have no common base."""
+    """Return whether a retry may succeed; the errors of file systems have no common base."""
     return not isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
 
 
 def _end_line(ledger: Path) -> None:
-    """End a last line that was cut off, so that the next one is whole."""
+    """Terminate an incomplete last line, so that the next one starts on its own."""
     if ledger.exists() and not ledger.read_bytes().endswith(b"\n"):
         with ledger.open("a") as file:
             file.write("\n")
 
 
 def _read(ledger: Path) -> Iterator[PullOutcome]:
-    """Yield what a ledger holds; a last line that was cut off is left out."""
+    """Yield the entries of a ledger, without an incomplete last line."""
     if not ledger.exists():
         return
     for line in ledger.read_text().splitlines():

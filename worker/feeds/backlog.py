@@ -1,12 +1,12 @@
-"""Remember what the feeds were told of and what became of it, over restarts.
+"""Persist the backlog of the feeds: notifications to fetch, finished items, announcements to send.
 
-One SQLite file holds the items that wait, those that ended (for as long as a repeated announcement
-may come), the counters of each source, and the announcements to other centres. A notification is
-confirmed to its broker only after it is stored here, and an item ends only after the upload is
-accepted: whatever dies in between, the step is done again and finds what is known.
+One SQLite file holds the items to fetch, finished items (for as long as a duplicate notification may
+arrive), the counters of each source, and the announcements to other centres. A notification is
+acknowledged to its broker only after it is stored here, and an item is finished only after the upload
+is accepted: after a crash in between, the step is repeated and recognises duplicates.
 
-Items are told apart by the identifier of their data (`data_id`). The same data announced by several
-brokers or caches are one item with several links. A later publication of an update is fetched anew.
+Items are identified by the identifier of their data (`data_id`). The same data announced by several
+brokers or caches are one item with several links. A later update of the data is fetched again.
 """
 
 import fcntl
@@ -49,16 +49,16 @@ CREATE TABLE IF NOT EXISTS marks(name TEXT PRIMARY KEY, value TEXT NOT NULL) WIT
 _LINE = {"connected", "detail", "since"}
 _MAX_LINKS = 8
 REMEMBERED_SECONDS = 7 * 86_400.0
-"""How long the identifiers of ended items are kept; Global Caches repeat nothing older than a day."""
+"""Seconds that identifiers of finished items are kept; Global Caches repeat nothing older than a day."""
 
 
 @dataclass(frozen=True)
 class Received:
-    """A notification as it came from a broker.
+    """A notification received from a broker.
 
     Attributes:
         notification: Its content.
-        time: When it came, in seconds since 1970.
+        time: When it was received, in seconds since 1970.
     """
 
     notification: Notification
@@ -67,12 +67,12 @@ class Received:
 
 @dataclass(frozen=True)
 class BacklogItem:
-    """An announced data set that waits to be fetched.
+    """Announced data that are still to be fetched.
 
     Attributes:
-        attempts: Fetches that have failed so far.
-        version: How often the data were announced as updated.
-        published, received: When, in seconds since 1970.
+        attempts: Number of failed fetches.
+        version: Number of announced updates of the data.
+        published, received: Times in seconds since 1970.
     """
 
     data_id: str
@@ -92,10 +92,10 @@ class Announcement:
     """A message about a result that the broker has not confirmed.
 
     Attributes:
-        event: What is announced.
-        topic: Where.
-        message: The text.
-        begun: Whether it may have been sent.
+        event: Id of the announced result.
+        topic: MQTT topic.
+        message: JSON text.
+        begun: Whether it may have been sent already.
     """
 
     event: str
@@ -105,24 +105,24 @@ class Announcement:
 
 
 class Backlog:
-    """The items, counters and announcements of one installation; its methods are quick.
+    """The items, counters and announcements of one installation; its methods return quickly.
 
-    Announcements may be noted from another thread than the rest.
+    Announcements may be recorded from another thread than the rest.
 
     Arguments:
-        path: The SQLite file; made if absent.
+        path: The SQLite file; created if absent.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")  # what is confirmed must survive a power cut
+        self._db.execute("PRAGMA synchronous=FULL")  # acknowledged data must survive a power cut
         self._db.executescript(_SCHEMA)
         if "version" not in {row[1] for row in self._db.execute("PRAGMA table_info(items)")}:
             self._db.execute("ALTER TABLE items ADD COLUMN version INTEGER NOT NULL DEFAULT 0")
         self._lines: dict[str, str] = {}
-        self._changing = threading.Lock()  # the transactions of one thread hold up the other
+        self._changing = threading.Lock()  # serialises the transactions of both threads
 
     def close(self) -> None:
         """Close the connection to the SQLite file."""
@@ -133,12 +133,12 @@ class Backlog:
     def take(
         self, source: Source, received: Iterable[Received], refused: Mapping[str, int] = {}
     ) -> int:
-        """Store notifications in one transaction and return how many items are to be fetched anew.
+        """Store notifications in one transaction and return the number of new items to fetch.
 
         Arguments:
-            source: Where they came from.
+            source: The source they came from.
             received: Valid notifications.
-            refused: How many more came that are not stored, by reason.
+            refused: Number of other notifications, which are not stored, by reason.
         """
         fresh = 0
         with self._transaction():
@@ -200,7 +200,7 @@ class Backlog:
     def _more_links(
         self, source: Source, data_id: str, state: str, links: Sequence[Link], now: float
     ) -> None:
-        """Add places to fetch from; what was given up is tried again, for the source that told."""
+        """Add links to an item; one that was given up is retried, for the source of the new link."""
         self._db.execute("UPDATE items SET links = ? WHERE data_id = ?", (_links(links), data_id))
         if state == "refused":
             self._db.execute(
@@ -212,7 +212,7 @@ class Backlog:
     # -- fetching
 
     def due(self, source: str, limit: int, busy: Iterable[str], now: float) -> list[BacklogItem]:
-        """Return items of a source whose time has come, oldest first, but for those `busy`."""
+        """Return the due items of a source, oldest first, without those in `busy`."""
         skipped = set(busy)
         rows = self._db.execute(
             "SELECT data_id, notification, file_name, links, integrity, content, attempts,"
@@ -232,7 +232,7 @@ class Backlog:
     def finish(
         self, source: str, item: BacklogItem, batch: str, size: int, *, created: bool
     ) -> None:
-        """End an item: its data are accepted, or their bytes were known."""
+        """Finish an item: its data were accepted, or are known already."""
         now = time.time()
         with self._transaction():
             self._end(item, "done", "", "", batch, now)
@@ -243,7 +243,7 @@ class Backlog:
                 self._set(source, "latency", max(0.0, now - item.published))
 
     def refuse(self, source: str, item: BacklogItem, reason: str, detail: str) -> None:
-        """End an item whose data cannot be used; counted by reason."""
+        """Give up an item whose data cannot be used; counted by reason."""
         with self._transaction():
             self._end(item, "refused", reason, detail, "", time.time())
             self._count(source, f"refused:{reason}")
@@ -251,7 +251,7 @@ class Backlog:
     def postpone(
         self, source: Source, item: BacklogItem, detail: str, wait: float | None = None
     ) -> None:
-        """Try an item again after a pause that doubles with each failure, plus or minus a fifth."""
+        """Schedule a retry of an item with exponential back-off and ±20 % jitter."""
         pause = source.retry_seconds * 2.0 ** min(item.attempts, 30)
         pause = min(max(pause, wait or 0.0), source.retry_max_seconds) * random.uniform(0.8, 1.2)  # noqa: S311
         with self._transaction():
@@ -265,7 +265,7 @@ class Backlog:
     def _end(
         self, item: BacklogItem, state: str, reason: str, detail: str, batch: str, now: float
     ) -> None:
-        """An update that came meanwhile has another notification and goes on waiting."""
+        """Set the final state of an item, unless an update with another notification arrived meanwhile."""
         self._db.execute(
             "UPDATE items SET state = ?, reason = ?, detail = ?, batch = ?, ended = ?,"
             " content = NULL WHERE data_id = ? AND notification = ?",
@@ -275,12 +275,12 @@ class Backlog:
     # -- figures
 
     def waiting(self, source: str) -> int:
-        """Return how many items of a source wait."""
+        """Return the number of items of a source in the backlog."""
         query = "SELECT count(*) FROM items WHERE state = 'waiting' AND source = ?"
         return int(self._db.execute(query, (source,)).fetchone()[0])
 
     def status(self, source: Source, now: float | None = None) -> SourceStatus:
-        """Return the figures of a source; whether it is connected is not known here."""
+        """Return the figures of a source, without the state of its connection."""
         now = time.time() if now is None else now
         count, oldest = self._db.execute(
             "SELECT count(*), min(received) FROM items WHERE state = 'waiting' AND source = ?",
@@ -305,7 +305,7 @@ class Backlog:
         )
 
     def note_line(self, status: SourceStatus) -> None:
-        """Note whether a source is connected, for those who read this file alone."""
+        """Store whether a source is connected, for readers of this file."""
         text = status.model_dump_json(include=_LINE)
         if self._lines.get(status.name) != text:
             self._lines[status.name] = text
@@ -313,7 +313,7 @@ class Backlog:
             self._db.execute("INSERT OR REPLACE INTO marks VALUES (?,?)", values)
 
     def line(self, status: SourceStatus) -> SourceStatus:
-        """Return `status` with what was noted last about its connection."""
+        """Return `status` with the last stored state of its connection."""
         text = self.mark(f"line:{status.name}")
         found = SourceStatus.model_validate({"name": status.name, **json.loads(text or "{}")})
         return status.model_copy(update={name: getattr(found, name) for name in _LINE})
@@ -327,18 +327,18 @@ class Backlog:
         return [(str(a), str(b), str(c)) for a, b, c in self._db.execute(query, (source, limit))]
 
     def forget(self, older_than: float = REMEMBERED_SECONDS) -> int:
-        """Remove items that ended before so many seconds; return how many."""
+        """Remove items finished more than `older_than` seconds ago; return their number."""
         gone = self._db.execute("DELETE FROM items WHERE ended < ?", (time.time() - older_than,))
         return gone.rowcount
 
     def drop(self, source: str) -> None:
-        """Remove what waits for a source that is no longer there, and its counters."""
+        """Remove the backlog and counters of a source that was removed."""
         with self._transaction():
             self._db.execute("DELETE FROM items WHERE state = 'waiting' AND source = ?", (source,))
             self._db.execute("DELETE FROM counters WHERE source = ?", (source,))
 
     def keep(self, sources: Collection[str]) -> None:
-        """Drop what waits for sources that are no longer there, removed while no feeds ran."""
+        """Drop the backlog of all sources not in `sources`: they were removed while no feed was running."""
         found = self._db.execute(
             "SELECT DISTINCT source FROM items WHERE state = 'waiting' UNION"
             " SELECT DISTINCT source FROM counters"
@@ -350,12 +350,12 @@ class Backlog:
     # -- announcements
 
     def mark(self, name: str) -> str | None:
-        """Return what was noted under a name."""
+        """Return the value stored under a name."""
         row = self._db.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
     def queue(self, name: str, value: str, messages: Iterable[tuple[str, str, str]]) -> int:
-        """Note a value, and queue announcements (event, topic, message) that are not known yet."""
+        """Store a value under a name and, atomically, queue new announcements (event, topic, message)."""
         added = 0
         with self._transaction():
             for event, topic, message in messages:
@@ -376,13 +376,13 @@ class Backlog:
         return [Announcement(a, b, c, bool(d)) for a, b, c, d in rows]
 
     def begin(self, event: str) -> None:
-        """Note that an announcement is about to be sent."""
+        """Record that an announcement is about to be sent."""
         query = "UPDATE announcements SET begun = ? WHERE event = ?"
         with self._transaction():
             self._db.execute(query, (time.time(), event))
 
     def sent(self, event: str) -> bool:
-        """Note that the broker has confirmed an announcement; return whether that is news."""
+        """Record that the broker has confirmed an announcement; return whether it was unconfirmed."""
         query = "UPDATE announcements SET sent = ? WHERE event = ? AND sent IS NULL"
         with self._transaction():
             return bool(self._db.execute(query, (time.time(), event)).rowcount)
@@ -394,14 +394,14 @@ class Backlog:
         return max(0.0, row[0]) if row else 0.0
 
     def unconfirmed(self) -> tuple[int, float]:
-        """Return how many announcements wait, and since how many seconds the oldest does."""
+        """Return the number of unconfirmed announcements, and the age of the oldest in seconds."""
         query = "SELECT count(*), min(created) FROM announcements WHERE sent IS NULL"
         count, oldest = self._db.execute(query).fetchone()
         return count, max(0.0, time.time() - oldest) if count else 0.0
 
     def echoed(self, message: str) -> str | None:
-        """Note that an announcement was delivered; return its event if that was not known."""
-        # RETURNING needs SQLite 3.35; eccodes brings one of 2018, which may be the one in use.
+        """Record that an announcement was delivered; return its event if it was unconfirmed."""
+        # RETURNING needs SQLite 3.35; eccodes bundles one of 2018, which may be the one in use.
         unknown = "message = ? AND begun IS NOT NULL AND sent IS NULL"
         with self._transaction():
             row = self._db.execute(
@@ -435,7 +435,7 @@ class Backlog:
 
 @contextmanager
 def only_one(backlog_file: Path) -> Iterator[bool]:
-    """Hold the lock of the process of the feeds; yield whether no other process holds it."""
+    """Try to lock the feeds of a data folder; yield whether this process holds the lock."""
     with backlog_file.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -446,7 +446,7 @@ def only_one(backlog_file: Path) -> Iterator[bool]:
 
 
 def feeds_run(backlog_file: Path) -> bool:
-    """Return whether a process runs the feeds of this data folder, on this machine."""
+    """Return whether a process on this machine runs the feeds of this data folder."""
     with only_one(backlog_file) as alone:
         return not alone
 

@@ -1,9 +1,9 @@
-"""Run one source: notifications into the backlog, announced data from it into the store.
+"""Run one source: store notifications in the backlog, fetch the announced data and ingest them.
 
-Two loops share the event loop of the process. One stores what came from the broker, many
-notifications in one transaction, and then confirms them; while the backlog is full it waits, and
-the broker keeps what it may not send. The other fetches what is due, a few at a time, and hands it
-to the same intake as uploads; while ingest is behind or the disk nearly full it waits.
+Two tasks share the event loop of the process. One stores notifications from the broker, many in one
+transaction, and then acknowledges them; while the backlog is full it waits, and the broker holds further
+messages back. The other fetches due items, a few at a time, and passes them to the same intake as
+uploads; it pauses while ingest is behind or the disk nearly full.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ __all__ = ["Feed", "FeedSettings"]
 log = structlog.get_logger()
 
 _CORRUPT = 6
-"""Fetches of data with a wrong checksum before they are given up."""
+"""Number of fetches with a wrong checksum after which data are given up."""
 
 _IDLE_SECONDS = 0.5
 _LEAVE_SECONDS = 3.0
@@ -56,12 +56,12 @@ class FeedSettings(DiskSettings, Protocol):
 
 @dataclass
 class _Gate:
-    """Whether there is room for more uploads.
+    """Back-pressure: how many uploads may be added now.
 
     Attributes:
-        reason: Why fetching pauses; empty while it does not.
-        room: Uploads that may be added before looking again.
-        looked: When that was found out (monotonic seconds).
+        reason: Why fetching is paused; empty if it is not.
+        room: Uploads that may be added before the next check.
+        looked: Time of the check (monotonic seconds).
     """
 
     reason: str = ""
@@ -74,10 +74,10 @@ class Feed:
 
     Arguments:
         source: What to subscribe to.
-        backlog: Remembers what waits, over restarts.
-        intake: Takes what was fetched.
-        settings: When to pause.
-        measures: Count how old data are when they are accepted.
+        backlog: The persistent backlog.
+        intake: Accepts the fetched data.
+        settings: Limits at which fetching pauses.
+        measures: Metrics, with the latency from publication to acceptance.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Feed:
         self._gate = _Gate()
 
     async def run(self) -> None:
-        """Work until cancelled; fetches under way are then given a moment to end."""
+        """Run until cancelled, then give running fetches a moment to end."""
         try:
             self.subscription.start()
             async with Fetcher(self.source) as fetcher:
@@ -113,14 +113,14 @@ class Feed:
                         tasks.create_task(self._fetch_on(fetcher))
                 finally:
                     await self._leave()
-        except OSError as error:  # a file of certificates, as a rule
+        except OSError as error:  # usually a file of certificates
             self.subscription.detail = str(error)
             raise
         finally:
             await asyncio.to_thread(self.subscription.stop)
 
     async def _leave(self) -> None:
-        """Give fetches under way a moment to end; the others are done again later."""
+        """Give running fetches a moment to end; the others are repeated later."""
         busy = list(self._busy.values())
         if busy:
             _, late = await asyncio.wait(busy, timeout=_LEAVE_SECONDS)
@@ -138,12 +138,12 @@ class Feed:
     # -- from the broker
 
     def _delivered(self, message: Delivered) -> None:
-        """Take a message over from the thread of the network."""
+        """Pass a message from the network thread to the event loop."""
         if not message.qos and len(self._inbox) >= self.source.max_backlog:
-            self._overflow += 1  # published without guarantee, so that nothing holds it back
+            self._overflow += 1  # QoS 0: the broker cannot hold it back
             return
         self._inbox.append(message)
-        with suppress(RuntimeError):  # the loop has ended: the broker sends it again
+        with suppress(RuntimeError):  # the loop has ended: the broker will resend it
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def _store_on(self) -> None:
@@ -160,7 +160,7 @@ class Feed:
                 await self._store(some)
 
     async def _store(self, messages: list[Delivered]) -> None:
-        """Store notifications, then confirm them; those that are none are counted and confirmed."""
+        """Store notifications, then acknowledge them; invalid ones are counted and acknowledged."""
         now = time.time()
         good, refused = [], self._dropped()
         for message in messages:
@@ -182,10 +182,10 @@ class Feed:
         return Counter({"overflow": count} if count else {})
 
     def _take(self, received: list[Received], refused: Mapping[str, int]) -> int:
-        """Store notifications together; one that cannot be stored must not hold up the others."""
+        """Store notifications in one transaction; if that fails, one by one, to isolate a faulty one."""
         try:
             return self.backlog.take(self.source, received, refused)
-        except sqlite3.Error:  # the disk: nothing is confirmed, all of them come again
+        except sqlite3.Error:  # nothing is acknowledged, so all are resent
             raise
         except Exception:
             if len(received) > 1:
@@ -210,17 +210,17 @@ class Feed:
                     await self._fresh.wait()
 
     def _pause(self) -> float:
-        """Return seconds until something may be due; an event ends the pause early."""
+        """Return the seconds until an item may be due; an event ends the pause early."""
         if self._gate.reason or len(self._busy) >= self.source.fetches:
             return _IDLE_SECONDS
         due = self.backlog.next_due(self.source.name)
         return _IDLE_SECONDS if due is None else min(_IDLE_SECONDS, max(0.01, due - time.time()))
 
     async def _room(self) -> int:
-        """Return how many uploads may be added now; 0 while fetching pauses.
+        """Return how many uploads may be added now; 0 while fetching is paused.
 
-        It pauses while ingest is behind, the disk is nearly full, or Redis cannot be reached; looked
-        at once a second, and when the room found last is used up.
+        Fetching pauses while ingest is behind, the disk is nearly full, or Redis cannot be reached.
+        This is checked once a second, and when the number found last is used up.
         """
         if time.monotonic() - self._gate.looked < _GATE_SECONDS and (
             self._gate.room > 0 or self._gate.reason
@@ -243,7 +243,7 @@ class Feed:
         self._gate = _Gate(reason, room, time.monotonic())
 
     async def _handle(self, fetcher: Fetcher, item: BacklogItem) -> None:
-        """Bring one item to its end, or to another try; nothing that happens here ends the feed."""
+        """Process one item until it is finished or scheduled for a retry; no error ends the feed."""
         asked = {"request_id": item.notification} if item.notification else {}
         named = {f"appa.{name}": value for name, value in asked.items()}
         try:
@@ -274,7 +274,7 @@ class Feed:
         except DecodeError as error:
             reason = str(error.context.get("reason", "unknown_format"))
             self.backlog.refuse(self.source.name, item, reason, error.message)
-        except (RedisError, OSError, StorageError) as error:  # ours: tried again until it works
+        except (RedisError, OSError, StorageError) as error:  # our own fault: always retried
             full = isinstance(error, OSError) and is_disk_full(error)
             self._close("the disk is full" if full else str(error)[:200])
             self.backlog.postpone(self.source, item, str(error)[:300])
@@ -289,7 +289,7 @@ class Feed:
             log.info("accepted", **about, data_id=item.data_id, size=size, origin=found.origin)
 
     def _accept(self, item: BacklogItem, found: Fetched) -> tuple[BatchRecord, bool]:
-        """Hand data over as the gateway does with an upload; it arrives now.
+        """Pass data to the intake like an upload; the present is their arrival time.
 
         Raises:
             DecodeError: If they are of no known format.

@@ -1,9 +1,9 @@
-"""Fetch announced data over HTTP, within bounds, and check them.
+"""Fetch announced data over HTTP, within limits, and check them.
 
-The address comes in a message from somebody else, so the rules are those of webhooks: the host must
-be on the source's list, its addresses must be public unless the source says otherwise, and the
-connection goes to the address that was checked. Redirects are followed a few times, each under
-the same rules. No more is read than a source allows.
+The URL comes in an untrusted message, so the rules are those of webhooks: the host must be on the
+source's list, its addresses must be public unless the source says otherwise, and the connection goes
+to the address that was checked. Redirects are followed a few times, each under the same rules. No more
+is read than a source allows.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ __all__ = ["FetchFailed", "Fetched", "Fetcher"]
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 5
 _LATER = frozenset({404, 408, 425, 429})
-"""Answers that may pass: a cache may announce data a moment before it has them."""
+"""Transient statuses, worth a retry: a cache may announce data a moment before it has them."""
 
 _ADVICE = "Name it with --host and add the source with --private to allow this network."
 
@@ -42,7 +42,7 @@ class FetchFailed(AppaError):
 
     Attributes:
         reason: One word for counters.
-        wait: Seconds to wait at least, as the server asked.
+        wait: Minimum seconds to wait, from `Retry-After`.
     """
 
     code = "fetch_failed"
@@ -57,7 +57,7 @@ class FetchFailed(AppaError):
 
 
 class _Unreachable(FetchFailed):
-    """No answer at all; worth a second try at once."""
+    """No response at all; worth an immediate retry."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Fetcher:
         """Return the data of an item: those inside the notification, else from its links in turn.
 
         Raises:
-            FetchFailed: If none of the links leads to them. It may pass if that of one link may.
+            FetchFailed: If all links fail; transient if the failure of any link is.
         """
         failures: list[FetchFailed] = []
         if (inline := self._inline(item, failures)) is not None:
@@ -128,7 +128,7 @@ class Fetcher:
         try:
             data = item.content.decode(self.source.max_bytes)
             self._check(item, data, None)
-        except DecodeError as error:  # the links may lead to sound data
+        except DecodeError as error:  # the links may have intact data
             failures.append(FetchFailed("inline_content", error.message, retryable=False))
             return None
         return data
@@ -155,7 +155,7 @@ class Fetcher:
         )
 
     async def _get(self, url: str) -> bytes | str:
-        """Return the data at a URL, or where it redirects to; a lost connection is tried again."""
+        """Return the data at a URL, or its redirect; a lost connection is retried once."""
         target = self._target(url)
         seconds = self.source.timeout_seconds
         async for attempt in stamina.retry_context(
@@ -167,7 +167,7 @@ class Fetcher:
 
     def _target(self, url: str) -> httpcore.URL:
         try:
-            parts = httpx.URL(url)  # takes care of international names and what must be escaped
+            parts = httpx.URL(url)  # handles international names and escaping
         except (httpx.InvalidURL, ValueError):
             raise _refused(f"Expected a URL; got '{url[:200]}'.") from None
         if parts.scheme not in ("http", "https") or not parts.host:
@@ -246,7 +246,7 @@ def _tls(source: Source) -> ssl.SSLContext:
 
 
 def _rotated(links: Sequence[Link], turn: int) -> list[Link]:
-    """Return the links with another one first at every attempt."""
+    """Return the links rotated, so that each attempt starts with another one."""
     start = turn % len(links) if links else 0
     return [*links[start:], *links[:start]]
 
@@ -265,7 +265,7 @@ def _answered(status: int, retry_after: str) -> FetchFailed:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Return the pause that a header `Retry-After` asks for; None if it is absent or malformed."""
+    """Return the seconds of a `Retry-After` header; None if it is absent or malformed."""
     if retry_after.isdigit():
         return float(retry_after)
     try:

@@ -4,8 +4,8 @@ A message is a GeoJSON feature: who published which data when, where to fetch th
 and small data themselves. See *WIS2 Notification Message Encoding* (Manual on WIS, WMO-No. 1060,
 volume II, appendix F), https://wmo-im.github.io/wis2-notification-message
 
-Centres differ in what they leave out. What the standard requires and this service needs is
-required here; `metadata_id`, which messages in circulation lack, is not.
+Centres omit different members. A member is required here if the standard requires it and this service
+needs it; `metadata_id`, which many messages lack, is optional.
 """
 
 import base64
@@ -47,17 +47,17 @@ CORE = "http://wis.wmo.int/spec/wnm/1/conf/core"
 """The conformance class of messages of version 1."""
 
 INLINE_BYTES = 4096
-"""Most bytes of data inside a message, as encoded."""
+"""Maximum size of inline data of a message in bytes, as encoded."""
 
 MESSAGE_BYTES = 64 * 1024
-"""Longer messages are refused unread; the standard allows 8192 bytes."""
+"""Maximum length of a message that is parsed; the standard allows 8192 bytes."""
 
 _DATA = ("update", "canonical")
 _METHODS = Literal["sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512"]
 
 
 class MismatchedData(DecodeError):
-    """Data that are not those announced: another checksum or another size."""
+    """Data that do not match the announcement: another checksum or size."""
 
     code = "integrity"
 
@@ -104,7 +104,7 @@ class InlineContent(_MessagePart):
         """Return the data.
 
         Arguments:
-            limit: Most bytes after unpacking.
+            limit: Maximum number of bytes after decompression.
 
         Raises:
             DecodeError: If they cannot be decoded or are larger.
@@ -179,7 +179,7 @@ class Notification(_MessagePart):
     @model_validator(mode="before")
     @classmethod
     def _version(cls, value: Any) -> Any:
-        """Messages of the pilot phase say `version` instead of `conformsTo`."""
+        """Accept `version`, which messages of the pilot phase have, in place of `conformsTo`."""
         if isinstance(value, dict) and "conformsTo" not in value and value.get("version") == "v04":
             return value | {"conformsTo": [CORE]}
         return value
@@ -210,10 +210,10 @@ class Notification(_MessagePart):
 
     @property
     def file_name(self) -> str:
-        """Return a name for people: the last part of the link, or of the data's identifier.
+        """Return a file name: the last part of the link, or of the identifier of the data.
 
-        The one that holds the heading of a bulletin, which tells corrections: caches may name files
-        otherwise than their identifiers.
+        The one with an abbreviated heading is preferred, because that marks corrections: caches may
+        name files differently from their identifiers.
         """
         link = self.data_links[0].href if self.data_links else ""
         named = posixpath.basename(unquote(urlsplit(link).path))
@@ -241,7 +241,7 @@ def _is_http(href: str) -> bool:
     try:
         parts = urlsplit(href)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets or ports that are none
+    except ValueError:  # malformed brackets or port
         return False
 
 

@@ -1,11 +1,11 @@
-"""Run the feeds of an installation, or try one of its sources.
+"""Run the feeds of an installation, or test one of its sources.
 
-One process runs all sources and the announcements. The sources are read again when their file
-changes, so that adding and removing one takes effect at once. Exactly one such process runs in an
-installation: each source is one session with its broker.
+One process runs all sources and the announcements. The list of sources is reloaded when its file
+changes, so that adding and removing one takes effect at once. Only one such process may run in an
+installation, because each source has one session with its broker.
 
-A trial stores nothing: it connects, subscribes, reads a notification and fetches its data. Its
-session is a new one, so that the messages of the source's own session stay where they are.
+A test of a source stores nothing: it connects, subscribes, reads a notification and fetches its data.
+It uses a separate session, so that no messages of the source's own session are consumed.
 """
 
 import asyncio
@@ -132,7 +132,7 @@ class FeedProcess:
         return asyncio.create_task(_for_ever("announcements", announcer.run))
 
     async def _tend(self) -> None:
-        """Start the feeds of new sources, and end those of sources that are gone or changed."""
+        """Start the feeds of new sources, and stop those of removed or changed sources."""
         self._read()
         for name, (feed, task) in list(self._feeds.items()):
             if self._sources.get(name) != feed.source:
@@ -149,7 +149,7 @@ class FeedProcess:
                 log.info("source started", source=name, broker=source.address)
 
     def _read(self) -> None:
-        """Read the sources again if their file has changed; a damaged file changes nothing."""
+        """Reload the sources if their file has changed; a damaged file is ignored."""
         try:
             stat = self.file.path.stat()
             stamp: object = (stat.st_mtime_ns, stat.st_ino)
@@ -170,7 +170,7 @@ class FeedProcess:
         return statuses
 
     def _report(self) -> None:
-        """Show in the registration how many announcements wait, and that the loop goes on."""
+        """Report the number of queued announcements, and that the event loop is alive."""
         figures = self.runtime.report.figures
         if self.runtime.settings.wis2_broker:
             figures.announcements, figures.announcement_age = self.backlog.unconfirmed()
@@ -184,11 +184,11 @@ class FeedProcess:
 
 
 async def _for_ever(name: str, run: Callable[[], Awaitable[None]]) -> None:
-    """Run again what ends by an error, after a pause."""
+    """Restart a coroutine after a pause whenever it ends by an error."""
     while True:
         try:
             await run()
-        except Exception:  # cancelling is none of these
+        except Exception:  # CancelledError is none of these
             log.exception("feed ended", feed=name, again_in=_RESTART_SECONDS)
         await asyncio.sleep(_RESTART_SECONDS)
 
@@ -200,28 +200,28 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 
 _TRIES = 5
-"""Announced data that are tried before the trial ends without any."""
+"""Number of notifications whose data are tried before the test fails."""
 
 
 @dataclass
 class SourceTrial:
-    """Result of trying a source once.
+    """Result of testing a source.
 
     Attributes:
-        good: Whether the source works as far as could be seen.
-        steps: What was done, and what came of it.
+        good: Whether the source works, as far as it could be tested.
+        steps: Steps of the test, with their results.
     """
 
     good: bool = False
     steps: list[tuple[str, str]] = field(default_factory=list)
 
     def note(self, step: str, found: str) -> None:
-        """Append a step with what came of it."""
+        """Append a step with its result."""
         self.steps.append((step, found))
 
 
 def try_source(source: Source, seconds: float) -> SourceTrial:
-    """Try a source for so many seconds and return what was found."""
+    """Test a source for at most `seconds` and return the result."""
     trial = SourceTrial()
     inbox: queue.Queue[Delivered] = queue.Queue()
     update = {"client_id": f"appa-test-{secrets.token_hex(6)}"}
@@ -237,7 +237,7 @@ def try_source(source: Source, seconds: float) -> SourceTrial:
 
 
 def _subscribed(subscription: Subscription, trial: SourceTrial, end: float) -> bool:
-    """Wait for the broker's answer to the subscriptions."""
+    """Wait for the broker's reply to the subscriptions."""
     while not subscription.granted and time.monotonic() < end:
         if subscription.detail.startswith("refused"):
             break
@@ -256,7 +256,7 @@ def _subscribed(subscription: Subscription, trial: SourceTrial, end: float) -> b
 
 
 def _why(subscription: Subscription) -> str:
-    """Return why there is no connection, found out by a plain one: the client does not say."""
+    """Return why there is no connection, from a plain TCP or TLS one: the client does not report it."""
     source = subscription.source
     broker = parse_broker(source.broker)
     try:

@@ -31,7 +31,7 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 
 
 class Broker(BaseModel):
-    """Where an MQTT broker is, taken apart from its URL."""
+    """Address of an MQTT broker, parsed from its URL."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -171,7 +171,7 @@ class Source(BaseModel):
 
     @property
     def sender(self) -> str:
-        """Return who the uploads of this source come from, in the place of an API key's id."""
+        """Return the sender of this source's uploads, in place of the id of an API key."""
         return f"source:{self.name}"
 
     @property
@@ -181,7 +181,7 @@ class Source(BaseModel):
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
     def allows(self, host: str) -> bool:
-        """Return whether data may be fetched from `host` as far as the list of hosts goes."""
+        """Return whether the list of hosts allows fetching data from `host`."""
         name = host.lower().rstrip(".")
         return not self.hosts or any(
             name == allowed or (allowed.startswith("*.") and name.endswith(allowed[1:]))
@@ -263,7 +263,7 @@ class SourceFile:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Source]]:
-        """Yield the sources, written back in one step at the end; one writer at a time."""
+        """Yield the sources under a lock, and write them back atomically at the end."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

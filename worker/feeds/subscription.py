@@ -1,8 +1,8 @@
-"""Hold one MQTT session with a broker: messages in, confirmations out, over lost connections.
+"""Hold a persistent MQTT session with a broker: receive messages, acknowledge them, reconnect.
 
-The session is persistent: the broker keeps its subscriptions and what is published meanwhile, and
-sends again what was not confirmed. A message is confirmed (QoS 1) only when the feed says so; the
-number of messages that may be unconfirmed is what holds the broker back when the feed is slow.
+The broker keeps the session's subscriptions and the messages published while it is disconnected, and
+resends unacknowledged messages. A message is acknowledged (QoS 1) only when the feed calls `confirm`;
+the limit on unacknowledged messages in flight provides back-pressure when the feed is slow.
 """
 
 import threading
@@ -37,8 +37,8 @@ class Delivered:
     Attributes:
         topic: Where it was published.
         payload: Its bytes.
-        mid: The broker's number for it, within one connection.
-        connection: Which connection it came over; its number is of no use in another.
+        mid: Packet id, valid within one connection.
+        connection: Number of the connection it came over.
         qos: 0 if it needs no confirmation.
     """
 
@@ -50,7 +50,7 @@ class Delivered:
 
 
 OnMessage = Callable[[Delivered], None]
-"""Called in the thread of the network for every message; must return at once."""
+"""Called in the network thread for every message; must not block."""
 
 
 def mqtt_client(
@@ -62,16 +62,16 @@ def mqtt_client(
     manual: bool = False,
     keep: bool = True,
 ) -> Client:
-    """Return a client that is set up for a broker but not connected.
+    """Return a client configured for a broker but not connected.
 
     Arguments:
         broker_url: See `parse_broker`.
-        client_id: Names the session.
+        client_id: Name of the session.
         protocol: `5` or `3.1.1`.
-        ca_file: Certificates to trust besides the system's.
-        manual: Whether messages are confirmed by `ack` alone.
-        keep: Whether the broker keeps the session while there is no connection (MQTT 3.1.1; see
-            `connect` for MQTT 5).
+        ca_file: Certificates to trust in addition to the system's.
+        manual: Whether messages are acknowledged only by calling `ack`.
+        keep: Whether the broker keeps the session while disconnected (MQTT 3.1.1; see `connect` for
+            MQTT 5).
     """
     broker = parse_broker(broker_url)
     modern = protocol == "5"
@@ -96,14 +96,14 @@ def mqtt_client(
 def connect(
     client: Client, broker_url: str, protocol: str, *, hours: float, in_flight: int = 100
 ) -> None:
-    """Connect in the thread of the network, now and whenever the connection is lost.
+    """Connect in the network thread, now and whenever the connection is lost.
 
     Arguments:
         client: From `mqtt_client`.
-        broker_url: The same.
-        protocol: The same.
-        hours: How long the broker is asked to keep the session (MQTT 5; others decide themselves).
-        in_flight: Messages that may be unconfirmed (MQTT 5; others decide themselves).
+        broker_url: As for `mqtt_client`.
+        protocol: As for `mqtt_client`.
+        hours: Session expiry to request (MQTT 5; with 3.1.1 the broker decides).
+        in_flight: Maximum number of unacknowledged messages (MQTT 5; with 3.1.1 the broker decides).
     """
     broker = parse_broker(broker_url)
     options: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class Subscription:
     Arguments:
         source: Broker, topics and bounds.
         on_message: See `OnMessage`.
-        keep: Whether the broker keeps the session while there is no connection.
+        keep: Whether the broker keeps the session while disconnected.
     """
 
     def __init__(self, source: Source, on_message: OnMessage, *, keep: bool = True) -> None:
@@ -132,14 +132,14 @@ class Subscription:
         self.detail = "not connected yet"
         self.since: datetime = utc_now()
         self.granted: list[str] = []
-        """What the broker said to each topic filter, once it did."""
+        """Replies of the broker by topic filter, once received."""
         self._on_message = on_message
         self._connection = 0
         self._turn = threading.Lock()
         self._client: Client | None = None
 
     def start(self) -> None:
-        """Begin to connect; lost connections are made again for as long as it takes.
+        """Start connecting; lost connections are retried without limit.
 
         Raises:
             OSError: If the file of certificates cannot be used.
@@ -163,14 +163,14 @@ class Subscription:
         connect(client, source.broker, source.protocol, hours=hours, in_flight=source.in_flight)
 
     def stop(self) -> None:
-        """Leave the broker, which keeps the session."""
+        """Disconnect; the broker keeps the session."""
         client, self._client = self._client, None
         if client is not None:
             client.disconnect()
             client.loop_stop()
 
     def end(self) -> None:
-        """Give up the session: the broker forgets the subscriptions and what it kept for them."""
+        """End the session: the broker discards its subscriptions and stored messages."""
         client = self._client
         if client is not None and self.connected:
             client.unsubscribe(self.source.topics)
@@ -181,14 +181,14 @@ class Subscription:
         self.stop()
 
     def confirm(self, message: Delivered) -> None:
-        """Tell the broker that a message is safe here, unless its connection is gone."""
+        """Acknowledge a stored message, unless its connection is gone."""
         client = self._client
         with self._turn:
             current = self.connected and message.connection == self._connection
             if client is not None and message.qos and current:
                 client.ack(message.mid, message.qos)
 
-    # -- in the thread of the network
+    # -- in the network thread
 
     def _connected(
         self,
@@ -237,7 +237,7 @@ class Subscription:
         properties: Properties | None,
     ) -> None:
         with self._turn:
-            self._connection += 1  # what came over the lost one is sent again
+            self._connection += 1  # its messages will be resent
         if self.connected or not self.detail.startswith("refused"):
             self._turn_to(False, f"connection lost: {reason}")
 

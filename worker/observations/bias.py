@@ -1,13 +1,13 @@
-r"""Correct the biases of sensors, learned from the departures of every cycle.
+r"""Correct the biases of sensors, estimated from the departures of every cycle.
 
 The bias of a sensor is :math:`z^\top \beta` with a few predictors z: a constant, the logarithm of
 pressure, the scan angle and its square, the thickness of two layers of the background. They are
-scaled to sizes near 1; one that is not known of a value counts as 0. Each cycle measures its
-coefficients by the departures O−B of values that are new since the cycle before; what all values of
-one sensor and cycle share (errors of the background there) is added to the error of that
-measurement, so that a single cycle teaches little however many values it has. Coefficients follow a
-Kalman filter with a long memory and are kept with the analysis that they belong to. Networks that
-are not named anchor the rest: they are never corrected.
+scaled to order 1; an unknown predictor counts as 0. Each cycle estimates the coefficients from the
+departures O−B of values that are new since the previous cycle. The error that all values of one sensor
+and cycle have in common (errors of the background there) is added to the error of that estimate, so
+that a single cycle has little weight however many values it has. Coefficients are updated by a Kalman
+filter with a long memory and stored with the analysis that they belong to. Networks that are not named
+are anchors: they are never corrected.
 
 With coefficients :math:`\beta \sim N(m, P)`, departures :math:`d = Z (\beta + \eta) + \epsilon`,
 :math:`\eta \sim N(0, C)` and :math:`\epsilon \sim N(0, R)`,
@@ -67,7 +67,7 @@ Float = NDArray[np.float64]
 BIAS_CHECK = "bias_correction"
 """Name of its parameters in `qc.yaml`."""
 _LEARNT_FROM = ("withheld", "thinned")
-"""Outcomes of rows that are good, though the analysis does not use them."""
+"""Outcomes of rows that the analysis does not use, but that are good enough to learn from."""
 
 PREDICTORS: Mapping[str, Callable[[pa.Table], Float]] = {
     "constant": lambda table: np.ones(len(table)),
@@ -75,10 +75,10 @@ PREDICTORS: Mapping[str, Callable[[pa.Table], Float]] = {
     "scan_angle": lambda table: _scan(table),
     "scan_angle_squared": lambda table: _scan(table) ** 2,
 }
-"""Functions of the rows of a table, each with shape (rows,)."""
+"""Predictors by name: functions of a table that return shape (rows,)."""
 
 _WIDEST_SCAN = 50.0
-"""Degrees from nadir, about where the scans of AMSU-A, MHS and ATMS end."""
+"""Scan angle in degrees from nadir near the edge of the scans of AMSU-A, MHS and ATMS."""
 
 
 def _scan(table: pa.Table) -> Float:
@@ -88,7 +88,7 @@ def _scan(table: pa.Table) -> Float:
 
 @dataclass(frozen=True)
 class ThicknessLayer:
-    """A layer whose thickness in the background predicts a bias.
+    """A layer whose thickness in the background is a predictor of bias.
 
     Attributes:
         bottom, top: Its bounds in Pa.
@@ -117,7 +117,7 @@ LAYERS: Mapping[str, ThicknessLayer] = {
 """Predictors that need the background."""
 
 LayerPredictors = Mapping[str, Float]
-"""By name of `LAYERS`, the predictor of each row of a table (rows,), NaN where not known."""
+"""Predictor of each row of a table (rows,), NaN where unknown, by name of `LAYERS`."""
 
 
 class SensorBias(BaseModel):
@@ -136,8 +136,8 @@ class SensorBias(BaseModel):
     def is_of(self, predictors: Sequence[str]) -> bool:
         """Return whether the coefficients are those of `predictors`.
 
-        An installation may choose other predictors; a sensor known by the former is begun anew, for
-        its coefficients mean something else.
+        If an installation chooses other predictors, the estimate of a sensor starts over, because its
+        coefficients have another meaning.
         """
         named = self.predictors or predictors
         return list(named) == list(predictors) and len(self.mean) == len(predictors)
@@ -202,15 +202,16 @@ def correct(
     parameters: Mapping[str, Any],
     layers: LayerPredictors | None = None,
 ) -> pa.Table:
-    """Take the known biases off the values of a feedback table; `obs_bias` says how much it was.
+    """Subtract the known biases from the values of a feedback table; `obs_bias` holds the correction.
 
     Sensors with predictors of the background are corrected once that is known, the others before.
 
     Arguments:
-        table: With `obs_bias`, which stays as it is in rows that are not corrected.
+        table: Table with `obs_bias`, which is unchanged in rows that are not corrected.
         state: The known biases.
-        parameters: Of the check: its sensors.
-        layers: Of the background: sensors that need it are corrected. None for the others.
+        parameters: Parameters of the check, with its sensors.
+        layers: Predictors of the background, to correct the sensors that need them; None to correct
+            the others.
     """
     if not state.sensors:
         return table
@@ -242,9 +243,11 @@ def update(
     Arguments:
         state: Before the cycle.
         table: The feedback after all checks; its departures are of corrected values.
-        parameters: Of the check: sensors, `initial`, `memory_hours`, `shared`, `forget_days`.
-        until: Newest time that the window observed (UTC).
-        layers: Of the background at the first rows of the table; None where no sensor needs any.
+        parameters: Parameters of the check: sensors, `initial`, `memory_hours`, `shared`,
+            `forget_days`.
+        until: Latest time observed in the window (UTC).
+        layers: Predictors of the background at the first rows of the table; None if no sensor needs
+            any.
     """
     if not parameters["enabled"] or (state.until is not None and until <= state.until):
         return state
@@ -262,12 +265,12 @@ def update(
 
 
 def _padded(values: Float, length: int) -> Float:
-    """Return the values with NaN for rows that were appended since."""
+    """Return the values padded with NaN for appended rows."""
     return np.append(values, np.full(length - len(values), np.nan))
 
 
 def _teaches(table: pa.Table, after: datetime | None, until: datetime) -> BoolArray:
-    """Mark good rows with a departure, observed since the last cycle; no means of others."""
+    """Mark good rows with a departure that are new since the last cycle, without superobservations."""
     good = not_rejected(table) | is_one_of(table, "rejected_by", _LEARNT_FROM)
     good &= ~is_one_of(table, "batch_id", [SUPEROBSERVATIONS])
     good &= np.isfinite(float_column(table, "background_departure"))
@@ -377,7 +380,7 @@ def _known(
     until: datetime,
     parameters: Mapping[str, Any],
 ) -> list[SensorBias]:
-    """Return what is known of the sensors after their measurements."""
+    """Return the bias estimates of the sensors, updated by the estimates of this cycle."""
     information, pull, typical, number = measured
     p = pull.shape[1]
     start = float(parameters["initial"]) ** 2 * typical[:, None, None] * np.eye(p)

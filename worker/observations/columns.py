@@ -48,7 +48,7 @@ Column: TypeAlias = NDArray[Any] | pa.Array | Sequence[Any] | np.datetime64 | st
 
 
 SUPEROBSERVATIONS = "superobservations"
-"""Batch of rows that quality control appends: means of others."""
+"""Batch id of rows that quality control appends: means of other rows."""
 
 
 class Origin(Protocol):
@@ -65,20 +65,20 @@ _REMEMBERED_TABLES = 3
 
 
 class _Remembered(threading.local):
-    """What was read of the tables that this thread last asked about: whole ones and parts."""
+    """Cache of the columns of the tables that this thread used last."""
 
     def __init__(self) -> None:
         self.tables: list[tuple[pa.Table, dict[tuple[str, str], Any]]] = []
 
     def of(self, table: pa.Table) -> dict[tuple[str, str], Any]:
-        """Return what was read of a table."""
+        """Return the cached columns of a table."""
         for known, values in self.tables:
             if known is table:
                 return values
         return self._begin(table, {})
 
     def carry(self, table: pa.Table, changed: pa.Table, name: str) -> None:
-        """Know of a table what was read of the one that it differs from in one column."""
+        """Copy the cached columns of a table to a changed one that differs only in column `name`."""
         if len(table) <= _REMEMBERED_ROWS:
             values = self.of(table)
             self._begin(changed, {key: read for key, read in values.items() if key[1] != name})
@@ -95,10 +95,9 @@ Value = TypeVar("Value")
 
 
 def _once(table: pa.Table, how: str, name: str, read: Callable[[pa.Table, str], Value]) -> Value:
-    """Return `read(table, name)`, read once of a small table.
+    """Return `read(table, name)`, cached for small tables.
 
-    A dozen checks ask for the same columns of a bulletin of a few rows: reading them is most of
-    what they cost.
+    A dozen checks read the same columns of a bulletin of a few rows, which is most of their cost.
     """
     if len(table) > _REMEMBERED_ROWS:
         return read(table, name)
@@ -280,9 +279,8 @@ def wrap_longitude(lon: np.ndarray) -> np.ndarray:
 def build_table(origin: Origin, length: int, **columns: Column) -> pa.Table:
     """Return a table in `OBSERVATION_SCHEMA` from arrays of `length`, or single values repeated.
 
-    Absent columns are null (`platform`: empty). NaN becomes null where the column may be null, and
-    so do elevations that only mark a missing one, such as 9999, and values that fill files where
-    none is known, such as 9.97e36.
+    Absent columns are null (`platform`: empty). NaN becomes null where the column may be null, as do
+    fill values of elevations, such as 9999, and of observed values, such as 9.97e36.
     `observation_id` counts from 0, `batch_id` and `received_time` come from the origin,
     `qc_flag` from `rejected_by`. `lon` is wrapped; `time` is datetime64 in UTC.
 
@@ -322,14 +320,14 @@ _NO_ELEVATION = np.array(
     ],
     dtype=np.float32,
 )
-"""Marks of a missing height: all nines (999 m itself is a height), and the ends of integers."""
+"""Fill values of heights: all nines (but 999 m is a height), and limits of integer types."""
 _NEAREST_MARK = float(np.abs(_NO_ELEVATION).min())
 _FARTHEST = 1.0e6
-"""m: nothing is observed from as high or as deep; 1e20, 9.97e36 and 3.4e38 fill files where none is known."""
+"""Largest height or depth of an observation in m; common fill values are 1e20, 9.97e36 and 3.4e38."""
 
 
 def _known_elevation(elevation: Floats) -> Floats:
-    """Return heights in m, NaN where the number stands for a missing one."""
+    """Return heights in m, with NaN in place of fill values."""
     known = np.atleast_1d(elevation).copy()
     far = np.flatnonzero(np.abs(known) >= _NEAREST_MARK)
     # In single precision, as most files hold them.
@@ -341,17 +339,17 @@ def _known_elevation(elevation: Floats) -> Floats:
 
 
 _FILLING = 1.0e15
-"""Beyond every quantity in any unit; 1e20, 9.97e36 and 3.4e38 fill files where no value is known."""
+"""Larger than any quantity in any unit; common fill values are 1e20, 9.97e36 and 3.4e38."""
 
 
 def _known_value(value: Floats) -> Floats:
-    """Return observed values, NaN where the number fills a place without one; infinity stays."""
+    """Return observed values, with NaN in place of fill values; infinity stays."""
     filling = (np.abs(value) >= _FILLING) & np.isfinite(value)
     return np.where(filling, np.nan, value) if filling.any() else value
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return the tables one after another, with one dictionary and `observation_id` counted anew."""
+    """Concatenate tables, with common dictionaries and `observation_id` renumbered."""
     if not tables:
         return OBSERVATION_SCHEMA.empty_table()
     table = pa.concat_tables(tables).unify_dictionaries()
@@ -398,7 +396,7 @@ def _array_of(values: NDArray[Any], nullable: bool) -> pa.Array:
 def number_array(values: NDArray[Any], missing: BoolArray | None = None) -> pa.Array:
     """Return numbers, masks, or times in nanoseconds as an Arrow array; null where missing.
 
-    `pa.array` imports pandas, 44 MB, only to see whether it was given one of its objects.
+    `pa.array` would import pandas (44 MB) only to check for its types.
 
     Arguments:
         values: Whole or floating numbers, booleans, or datetime64, (N,).
@@ -453,11 +451,11 @@ def coded_column(codes: NDArray[np.integer], names: Sequence[str]) -> pa.Diction
 def repeated_column(
     texts: Iterable[str | None], index: NDArray[np.integer] | None = None
 ) -> pa.DictionaryArray:
-    """Return a dictionary column with the text, or null, that each index points to.
+    """Return a dictionary column with the text, or null, at each index.
 
     Arguments:
-        texts: What may be pointed to.
-        index: Places among `texts`; None for each once.
+        texts: Texts to choose from.
+        index: Indices into `texts`; None for each text once.
     """
     texts = list(texts)
     names = [name for name in dict.fromkeys(texts) if name is not None]

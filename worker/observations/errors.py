@@ -1,4 +1,4 @@
-"""Assign observation errors from an error table, in the API schema of uploads as well.
+"""Assign observation errors from an error table, whose schema is also that of uploads in the API.
 
 The table is `errors.yaml`, overridden by the deployment and by the upload. Rows whose network
 and variable have no entry are rejected as `passive`.
@@ -60,7 +60,7 @@ OneOrMore = Annotated[
     ),
     PlainSerializer(lambda values: values[0] if len(values) == 1 else list(values)),
 ]
-"""Numbers; one alone may be given, and is written, without a list."""
+"""List of numbers; a single number may be given, and is written, without a list."""
 
 
 class ErrorEntry(BaseModel):
@@ -243,15 +243,16 @@ def sources(entries: Iterable[ErrorEntry]) -> list[tuple[str, str, str]]:
 
 _FACTOR = 1_000.0
 _LEAST, _LARGEST = 1e-9, 1e9
-"""Errors in SI where the table has none: those of rain in m and humidity are 1e-5 and more."""
+"""Plausible errors in SI units where the table has no entry; those of rain in m and humidity start at
+1e-5."""
 
 
 def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table:
     """Return the table with `obs_error` filled, SI units, 1 standard deviation.
 
-    A positive error already in the table came from the provider and is kept as it is, unless it is a
-    thousandth of that of the error table or less, or a thousand times as large: weights of 1e60, or of
-    fill values, would spoil the whole analysis. Rows whose network, variable, sensor and channel have
+    A positive error already in the table came from the provider and is kept, unless it differs from
+    that of the error table by a factor of a thousand or more: weights of 1e60, or fill values, would
+    corrupt the whole analysis. Rows whose network, variable, sensor and channel have
     no entry are rejected as `passive`.
 
     Arguments:
@@ -272,7 +273,7 @@ def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table
 def exchange_errors(table: pa.Table, assigned: ErrorTable, wanted: ErrorTable) -> pa.Table:
     """Return the table with the errors of `wanted` where it has those of `assigned`.
 
-    An error that the sender gave stays, as does one that came from a table that has changed since.
+    An error given by the sender stays, as does one from an error table that has changed since.
 
     Arguments:
         table: An observation table whose errors are assigned.

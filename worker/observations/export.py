@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 _ROWS = 5_000
-"""Rows of a block of text."""
+"""Number of rows of a block of text."""
 _ROW_GROUP = 100_000
-"""Rows of a part of a Parquet file that is sent before the next is made."""
+"""Number of rows of a Parquet row group; one is sent before the next is encoded."""
 _BLOCK_BYTES = 1 << 20
 
 Quoting = Literal["needed", "none"]
@@ -43,14 +43,15 @@ Quoting = Literal["needed", "none"]
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A format in which rows are sent out.
+    """A format in which rows are exported.
 
     Attributes:
-        media_type: For HTTP.
-        extension: Of a file, without the dot.
+        media_type: Media type for HTTP.
+        extension: File name extension, without the dot.
         write: Yields the bytes of a table block by block; raises `InvalidInput` at once if the
             table lacks columns that the format needs.
-        max_rows: Most rows of one answer; None for no limit of its own. More come as further pages.
+        max_rows: Maximum number of rows of one answer; None for no limit. More rows come as further
+            pages.
     """
 
     media_type: str
@@ -64,7 +65,7 @@ class RowFormat:
 
 
 class _Pieces(io.RawIOBase):
-    """A file that is taken away piece by piece while it is written."""
+    """A writable file whose content is consumed in pieces while it is written."""
 
     def __init__(self) -> None:
         self._written: list[bytes] = []
@@ -82,7 +83,7 @@ class _Pieces(io.RawIOBase):
         return self._position
 
     def take(self) -> Iterator[bytes]:
-        """Yield what was written since the last call, in blocks."""
+        """Yield the bytes written since the last call, in blocks."""
         data = memoryview(b"".join(self._written))
         self._written.clear()
         for first in range(0, len(data), _BLOCK_BYTES):
@@ -101,7 +102,7 @@ def _parquet(table: pa.Table) -> Iterator[bytes]:
 
 
 def _groups(table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    """Yield the rows of a table in groups of at least so many; those taken are not kept here."""
+    """Yield the rows of a table in groups of at least `rows`, releasing each after use."""
     batches = deque(table.to_batches())
     schema = table.schema
     del table
@@ -149,7 +150,7 @@ def _csv(table: pa.Table, quoting: Quoting = "needed") -> Iterator[bytes]:
 
 
 def _blocks_of_text(table: pa.Table) -> Iterator[pa.Table]:
-    """Yield the table in blocks of rows as text: that of the whole takes ten times its memory."""
+    """Yield the table in blocks of rows as text, because text takes ten times the memory."""
     groups = _groups(table, _ROWS)
     del table
     for group in groups:
@@ -195,7 +196,7 @@ ROW_FORMATS: Registry[RowFormat] = Registry(
     geojson=RowFormat("application/geo+json", "geojson", _geojson, 100_000),
     csv=RowFormat("text/csv", "csv", _csv),
 )
-"""The first one is the default."""
+"""Formats by name; the first one is the default."""
 
 
 _NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
@@ -314,7 +315,7 @@ TEMPLATES: Registry[ExampleFile] = Registry(
         lambda: ROW_FORMATS["parquet"].encode(_earth2studio_table()),
     ),
 )
-"""Examples that need no library beside pyarrow."""
+"""Examples that need no library besides pyarrow."""
 
 
 def _written_by(function: str) -> Callable[[], bytes]:
@@ -343,4 +344,4 @@ ALL_TEMPLATES: Registry[ExampleFile] = Registry(
         _written_by("worker.observations.decoders.odb:encode_example"),
     ),
 )
-"""All examples; the gateway offers `TEMPLATES` only, as it loads neither netCDF4 nor pyodc."""
+"""All examples; the gateway offers only `TEMPLATES`, because it loads neither netCDF4 nor pyodc."""

@@ -6,7 +6,7 @@ so that a file can be recognised without any decoder.
 
 The first format that recognises the bytes wins: those with a signature at the first byte, then text
 formats, last BUFR and GRIB, whose messages may follow bulletin headings or padding. Compressed
-files, archives, pictures, programs and web pages are none of the latter, whatever they contain.
+files, archives, pictures, programs and web pages never count as BUFR or GRIB, whatever they contain.
 """
 
 import re
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 HEAD_BYTES = 65_536
-"""First bytes looked at; bulletin headings and padding before a first message are far shorter."""
+"""Number of leading bytes examined; headings and padding before a first message are far shorter."""
 
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "compressed_archive", "gzip data"),
@@ -66,11 +66,11 @@ _CREX = b"CREX++"
 _ALPHANUMERIC = re.compile(rb"CREX\+\+|\b(ZZYY|JJVV|KKXX|NNXX|TAF|NIL=|CODAR|RRXX|XXAA)\b")
 _TEXT_CODES = re.compile(rb"\b(AAXX|BBXX|OOXX|[TUPQ]{2}(AA|BB|CC|DD)|METAR|SPECI)\b")
 _MESSAGE = re.compile(rb"\A(?:BUFR|GRIB)|BUFR...[\x00-\x05]|GRIB...[\x01\x02]", re.DOTALL)
-"""A mark at the first byte, or anywhere if an edition number follows."""
+"""Start of a message: its mark at the first byte, or anywhere if an edition number follows."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTROL = re.compile(rb"[\x00\x02\x04-\x08\x0b\x0e-\x1d\x1f]")
-"""Bytes that text does not hold; bulletins begin with 01, end with 03 and may hold 1e as separator."""
+"""Bytes that do not occur in text; bulletins begin with 01, end with 03 and may contain 1e."""
 
 
 def _foreign_signature(head: bytes) -> tuple[str, str] | None:
@@ -157,7 +157,7 @@ class FileFormat:
         extensions: Name endings in lower case; they decide only where the first bytes do not.
         suffix: Usual name ending.
         media_type: For HTTP.
-        options: What a sender may choose; a subclass with the fields of this decoder.
+        options: Model of the options that a sender may set for this decoder.
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""Map names of foreign vocabularies to ours and back: IODA, ODB, GRIB, earth2studio and PrepBUFR.
+"""Map names of external vocabularies to ours and back: IODA, ODB, GRIB, earth2studio, PrepBUFR.
 
-One table for each vocabulary lists the foreign names of every variable, and both directions derive
-from it: a new variable is one entry in `model/domain/variables.py` and one line in each table here.
+One table for each vocabulary lists the external names of every variable, and both directions are
+derived from it: a new variable needs one entry in `model/domain/variables.py` and one line in each
+table here.
 """
 
 import re
@@ -40,15 +41,15 @@ Name = TypeVar("Name", str, int)
 
 @dataclass(frozen=True)
 class Lexicon(Generic[Name]):
-    """Names of one foreign vocabulary.
+    """Names of one external vocabulary.
 
     Two variables may share a name if only one of them needs a level: `airTemperature` is the 2 m
     temperature where a row has no level, and the temperature where it has one.
 
     Attributes:
-        names: Foreign names by variable id; the first is written, all are read.
-        ambiguous: Names written but not read from files of others, where they may mean something
-            else, such as precipitation over an unknown time.
+        names: External names by variable id; the first is written, all are read.
+        ambiguous: Names written but not read from files of other producers, where they may mean
+            something else, such as precipitation over an unknown period.
     """
 
     names: Mapping[str, tuple[Name, ...]]
@@ -56,23 +57,23 @@ class Lexicon(Generic[Name]):
 
     @cached_property
     def written(self) -> dict[str, Name]:
-        """The name to write, by variable id."""
+        """Return the name to write, by variable id."""
         return {variable: names[0] for variable, names in self.names.items()}
 
     @cached_property
     def own(self) -> dict[Name, str]:
-        """The variable id, by the name this service writes; of a shared name the one aloft."""
+        """Return the variable id by the name this service writes; for a shared name the one aloft."""
         order = sorted(self.names, key=lambda variable: VARIABLES[variable].needs_level)
         return {self.names[variable][0]: variable for variable in order}
 
     @cached_property
     def surface(self) -> dict[Name, str]:
-        """The variable id, by name, of variables without a level."""
+        """Return the variable id by name, of variables without a level."""
         return self._read(needs_level=False)
 
     @cached_property
     def aloft(self) -> dict[Name, str]:
-        """The variable id, by name, of variables that need a level."""
+        """Return the variable id by name, of variables that need a level."""
         return self._read(needs_level=True)
 
     def _read(self, *, needs_level: bool) -> dict[Name, str]:
@@ -215,7 +216,7 @@ SURFACE_LEVELS = frozenset(
         "atmosphere",
     }
 )  # fmt: skip
-"""Types of level on which the names of variables without a level mean what they say."""
+"""Types of level at which names of variables without a level are read."""
 
 
 # -- earth2studio: earth2studio/lexicon/base.py, levels in hPa appended (`t500`)
@@ -276,7 +277,7 @@ PREPBUFR_TYPES: Mapping[int, str] = {
 }
 """Network by report type: 1xx mass, 2xx wind; 183 and 284 are land or sea, by kind of message.
 
-Not among them, since they are no measurements of their own: bogus and synthetic data (110 to 112,
+Excluded, because they are not independent measurements: bogus and synthetic data (110 to 112,
 191, 210), satellite retrievals (150 to 175 but 153), RASS virtual temperatures (126) and SSM/I
 speeds with a direction of the model (283).
 """

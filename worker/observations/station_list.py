@@ -1,4 +1,4 @@
-"""Find the place of stations that report by number alone, as text bulletins do.
+"""Look up the position of stations that report only a number, as in text bulletins.
 
 The list is a CSV file named by the environment variable `APPA_STATIONS`: the columns of WMO
 OSCAR/Surface and wis2box (`traditional_station_identifier`, `wigos_station_identifier`, `latitude`,

@@ -1,4 +1,4 @@
-"""Recognise one station under its different identifiers.
+"""Recognise a station under its different identifiers.
 
 WMO gave stations that had an identifier before 2016 a WIGOS identifier that contains it, under an
 issuer of its own (Guide to WIGOS, WMO-No. 1165, table 2.1): 20000 and 20001 for block and station
@@ -49,7 +49,7 @@ def canonical_station(name: str) -> str:
 def identifiers(name: str) -> tuple[str, ...]:
     """Return all identifiers that stand for the station `name`, the canonical one first.
 
-    Those that a country issued are known from reports only and not among them.
+    Identifiers issued by a country are known only from reports, and are not included.
     """
     known = canonical_station(name)
     prefixes = [p for pattern, found in _FORMS if pattern.fullmatch(known) for p in found]
@@ -94,9 +94,9 @@ def canonical_stations(table: pa.Table) -> pa.DictionaryArray:
 
 
 def _linked(table: pa.Table, code: NDArray[np.int64], names: Iterable[str]) -> Mapping[str, str]:
-    """Return the number that reports give beside a WIGOS identifier that a country issued.
+    """Return the station number that reports give with a WIGOS identifier issued by a country.
 
-    A number beside several of them is a dummy and links none.
+    A number given with several of them is a dummy and is ignored.
     """
     if "station_alias" not in table.column_names:
         return {}

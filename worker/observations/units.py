@@ -1,4 +1,4 @@
-"""Convert the units and quantities of foreign reports to SI, and back.
+"""Convert the units and quantities of external reports to SI, and back.
 
 Covers the spellings of units found in files, wind from speed and direction, and pressure from
 flight level; humidity is in `model.domain.physics`. Unknown units are refused; nothing is guessed
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def no_direction(direction: np.ndarray) -> np.ndarray:
-    """Return which directions in degrees are beyond 0 to 360; one that is missing is not."""
+    """Return which directions in degrees are outside 0 to 360; missing ones are not."""
     with np.errstate(invalid="ignore"):
         return np.asarray((direction < 0.0) | (direction > 360.0))
 
@@ -32,7 +32,7 @@ def no_direction(direction: np.ndarray) -> np.ndarray:
 def wind_components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the eastward and northward wind from speed in m s-1 and the direction it comes from in degrees.
 
-    Calm (speed zero) gives zeros, whatever the direction; a direction beyond 0 to 360 is none.
+    Calm (speed zero) gives zeros, whatever the direction; a direction outside 0 to 360 counts as missing.
     """
     real = np.where(no_direction(direction), np.nan, direction)
     angle = np.deg2rad(np.where(speed == 0.0, 0.0, real))
@@ -115,7 +115,7 @@ _TO_SI: Mapping[tuple[str, str], Conversion] = {
 
 
 def conversion(units: str, variable: str) -> Conversion | None:
-    """Return how values in `units` become SI values of `variable`; None if they cannot.
+    """Return the conversion of values in `units` to SI units of `variable`; None if there is none.
 
     A millimetre is water for precipitation and precipitable water only; a metre is a height for
     geopotential only. `SI` stands for the variable's own unit. Nothing is guessed from the size of
@@ -140,5 +140,5 @@ _COORDINATES: Mapping[str, Mapping[str, float]] = {
 
 
 def coordinate_factor(units: str, wanted: str) -> float | None:
-    """Return what turns a position or level in `units` into `Pa`, `m` or `degree`; None if unknown."""
+    """Return the factor from `units` to `Pa`, `m` or `degree` of a position or level; None if unknown."""
     return _COORDINATES[wanted].get(_BY_SPELLING.get(units.strip().lower(), ""))

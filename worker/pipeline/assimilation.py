@@ -1,13 +1,13 @@
 """Run one job, from its observations to a finished folder.
 
-Filtering, forecast and reanalysis take the same steps; how they differ is in the plan. A replay
-differs from a first run in its inputs alone.
+Filtering, forecast and reanalysis take the same steps and differ only in the plan. A replay differs
+from a first run only in its inputs.
 
-How many hours before its own time a cycle continues an analysis is written in the card of its
-checkpoint, for the errors of a background grow with the hours. With six, hourly cycles are six chains
-side by side. Each chain of analyses sees every row once. What an analysis has seen are the rows of
-the uploads in its manifest that lie in its window and had arrived by its cut-off, whether it used
-them or refused them. Anything else in the window is new: the last hour's, and what came late.
+The card of the checkpoint states the age in hours of the analysis that a cycle continues, because
+background errors depend on it. With six, hourly cycles form six parallel chains. Each chain of analyses
+sees every row once. An analysis has seen the rows of the uploads in its manifest that lie in its window
+and had arrived by its cut-off, whether it used or rejected them. All other rows in the window are new:
+those of the last hour, and late ones.
 """
 
 from dataclasses import dataclass
@@ -73,11 +73,11 @@ class JobInputs:
 
     Attributes:
         earlier: The states it continues; None for a cold start.
-        batches: Uploads whose rows it sees; None for all in the store.
-        checks: Parameters of quality control: those of the installation, YAML files and mappings
-            in order, or the effective ones of an earlier run, the job's own changes included.
-        minimal_batches: Whether the solver takes the smallest sub-batches.
-        parts: Numbers of the members that were drawn together; empty if all were.
+        batches: Uploads whose rows it may use; None for all in the store.
+        checks: Parameters of quality control: those of the installation (YAML files and mappings, in
+            order), or the effective ones of an earlier run, which include the job's own changes.
+        minimal_batches: Whether the solver uses the smallest sub-batches.
+        parts: Member numbers of each part drawn together; empty if all were drawn at once.
     """
 
     earlier: EarlierStates | None = None
@@ -88,10 +88,10 @@ class JobInputs:
 
 
 def present_inputs(job: JobRecord, layout: Layout, loaded: LoadedModel) -> JobInputs:
-    """Return the inputs that the data folder has for a job now.
+    """Return the inputs of a job from the present state of the data folder.
 
     Arguments:
-        job: What was asked; after an attempt that ran out of memory the batches are minimal.
+        job: The job; after an attempt that ran out of memory the sub-batches are minimal.
         layout: The data folder.
         loaded: The model of the job.
 
@@ -161,14 +161,14 @@ def assimilate_window(
     """Run the job and leave all files and the manifest in `folder`, ready to be published.
 
     Arguments:
-        job: What was asked.
+        job: The job.
         layout: Observation store, earlier results, place for files.
         models: The loaded models.
         progress: Called at every phase and step; raises when the job must stop.
-        folder: Empty; not visible to readers.
-        inputs: Those of an earlier run, to repeat it; `present_inputs` when absent.
+        folder: An empty folder that readers do not see.
+        inputs: Inputs of an earlier run, to repeat it; `present_inputs` by default.
         meter: Counts outcomes of checks and evaluations that ran out of memory.
-        splitter: Says whether the members are drawn by several workers; never, when absent.
+        splitter: Decides whether the members are drawn by several workers; never by default.
 
     Raises:
         AppaError: With its code kept in the job.
@@ -234,7 +234,7 @@ def _background_of(
 ) -> tuple[Background, NDArray[np.bool_] | None]:
     """Return the background of a window, and which rows (N,) the continued analysis has seen.
 
-    The second is None where no analysis is continued: then every row is new.
+    The second is None if no analysis is continued: then every row is new.
     """
     before = continued(plan, spec, inputs.earlier, solver.model)
     if before is None:
@@ -256,16 +256,16 @@ def continued(
 ) -> PublishedStates | None:
     """Return the analysis that a job continues; None where it starts from its window alone.
 
-    It must be as old as the card of the model says, or at most half as old again, of the same model,
-    hold the first states of the window, have chosen its observations alike, and have members in
-    pairs, whose mean is the analysis and no draw; and the model must know the errors of such
-    backgrounds.
+    Its age must be that in the card of the model, or at most half as much again. It must be of the same
+    model, hold the first states of the window, have the same selection of observations, and have
+    antithetic members, whose mean is the analysis and not a random draw. The model must provide the
+    errors of such backgrounds.
 
     Arguments:
         plan: The states of the job.
-        spec: What was asked: a warm start, and which observations.
+        spec: Specification: a warm start, and the selection of observations.
         earlier: A result that can be continued, if any.
-        model: Of the job.
+        model: Model of the job.
     """
     known = model.card.background
     if model.background_errors is None or known is None:
@@ -289,7 +289,7 @@ def continued_ages(hours: int) -> tuple[timedelta, timedelta]:
     """Return the least and the greatest age of an analysis that is continued.
 
     Arguments:
-        hours: As in the card of the model.
+        hours: Age in the card of the model.
     """
     return hours * HOUR, (hours + hours // 2) * HOUR
 
@@ -299,7 +299,7 @@ def already_seen(table: pa.Table, manifest: AnalysisManifest) -> NDArray[np.bool
 
     Arguments:
         table: Observations of a later window.
-        manifest: Of the analysis.
+        manifest: Manifest of the analysis.
     """
     code, names = category_codes(table, "batch_id")
     known = np.array([name in manifest.provenance["batches"] for name in names] + [False])

@@ -72,7 +72,7 @@ _UNUSABLE = (
     "passive",
     "assimilated",
 )
-"""Outcomes after which a value says nothing new: no departure is computed."""
+"""Outcomes for which no departure is computed: the value is unusable, or was assimilated before."""
 
 
 def to_feedback(table: pa.Table) -> pa.Table:
@@ -92,8 +92,8 @@ def monitored_set(
     """Build y, R and H of every row with a trustworthy value, whether in use or not.
 
     Returns:
-        The observation set, and the table in which rows in use that have no operator, lack a value
-        or lie outside the model's domain are rejected; see `observation_set`.
+        The observation set, and the table with rows rejected that have no operator, lack a value or lie
+        outside the model's domain; see `observation_set`.
     """
     useless = is_one_of(table, "rejected_by", _UNUSABLE)
     outcome = pa.array(np.full(len(table), "passive"), pa.string(), mask=~useless)
@@ -112,9 +112,9 @@ def fill_background(table: pa.Table, found: Equivalents) -> pa.Table:
 def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
     """Return the feedback table with H(x_a), O-A, spread and rank, null where there are none.
 
-    The rank counts the members of H(x_a) with an observation error drawn for each that lie below
-    the value: uniform from 0 to M when errors and spread are right. Of members in pairs one of
-    each is counted.
+    The rank is the number of members of H(x_a), each with a drawn observation error, that lie below the
+    value: uniform from 0 to M if errors and spread are right. Of antithetic pairs only one member
+    counts.
     """
     table, rows, hofx = _fill(table, found, "analysis"), found.rows, found.hofx
     values, errors = (float_column(table, name)[rows] for name in ("obs_value", "obs_error"))
@@ -172,10 +172,10 @@ class CheckedWindow:
         feedback: Every row, with O-B and outcome.
         parameters: Effective parameters of the checks.
         background: H(x_b) of each member at the monitored rows; None without observations.
-        biases: Of sensors, after the departures of this window.
+        biases: Bias estimates of sensors, after the departures of this window.
         background_states: The background's physical states at the written times, with shape
             (M, T, C, Y, X); None without observations, when it has not been decoded.
-        beside: Rows beyond the window that decided about ascents in it.
+        beside: Rows beyond the window that were used to judge ascents in it.
     """
 
     observations: ObservationSet
@@ -189,7 +189,7 @@ class CheckedWindow:
 
 
 class WrittenStates:
-    """Collects the physical states at the written times, as `model_equivalents` decodes them.
+    """Collect the physical states at the written times as `model_equivalents` decodes them.
 
     Arguments:
         plan: Which times are written.
@@ -208,19 +208,19 @@ class WrittenStates:
         )
 
     def __call__(self, member: int, trajectory: Tensor) -> None:
-        """Copy the written ones of a member's states (T, C, Y, X)."""
+        """Copy the states of a member (T, C, Y, X) at the written times."""
         for place, i in enumerate(self.written):
             self.values[member, place] = trajectory[i].float().cpu().numpy()
 
 
 class BackgroundLayers:
-    """Collects the thickness of layers of the background where sensors need them to know their bias.
+    """Collect the thickness of background layers at rows whose sensors have it as a bias predictor.
 
     Arguments:
         table: The observations.
-        rows: Those that need them, (R,); places and times that they share are computed once.
-        model: Its grid and operators; a layer ends where its levels of geopotential do.
-        times: Of the states.
+        rows: Rows that need it, (R,); shared places and times are computed once.
+        model: Provides grid and operators; a layer is cut at its outermost geopotential levels.
+        times: Times of the states.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class BackgroundLayers:
 
 
 def _thickness_rows(at: pa.Table, layer: ThicknessLayer) -> pa.Table:
-    """Return the rows as if they observed the thickness of a layer, with any value."""
+    """Return the rows as observations of the thickness of a layer, with dummy values."""
     new: dict[str, Any] = {
         "variable": pa.array(["geopotential_thickness"] * len(at)),
         "vertical_kind": pa.array(["layer"] * len(at)),
@@ -291,8 +291,8 @@ def check_window(
 ) -> CheckedWindow:
     """Run the checks that need the window, the model or the background.
 
-    H is built once, for every row that can be monitored; again only if superobservations are
-    appended. The background is decoded once, for H(x_b) and for the written states alike.
+    H is built once, for every row that can be monitored, and again only if superobservations are
+    appended. The background is decoded once, for both H(x_b) and the written states.
 
     Arguments:
         table: The observations as stored, checked at arrival.
@@ -301,9 +301,9 @@ def check_window(
         model: Its grid, surface and operators.
         background: The first guess at `plan.times`.
         checks: Parameters of this installation and suite, in order; or all of an earlier run.
-        biases: Of sensors, as the continued analysis knew them.
-        seen: Rows (N,) that the continued analysis has assimilated or refused: they take part in
-            the checks of identity and tracks, and no further. None for no such rows.
+        biases: Bias estimates of sensors from the continued analysis.
+        seen: Mask (N,) of rows that the continued analysis has assimilated or rejected: they take part
+            only in the checks of identity and tracks. None for no such rows.
         beside: Rows of ascents beyond the edges of the window, see `gather_beside`.
         scratch: Folder for the states of the background; None to hold them in memory.
     """
@@ -338,7 +338,7 @@ def check_window(
         monitored, table = monitored_set(table, model, plan.times)
     observations = monitored.select(not_rejected(table)[monitored.rows])
     parameters = dict(context.parameters)
-    if background.source != "climatology":  # whose own biases are no sensor's
+    if background.source != "climatology":  # its biases are not those of sensors
         known = update(known, table, context.of(BIAS_CHECK), plan.times[-1], layers)
     return CheckedWindow(
         observations, monitored, table, parameters, equivalents, known, states, beside
@@ -360,9 +360,9 @@ def _background_equivalents(
         table: Feedback rows.
         monitored: H of those that can be monitored.
         plan: Times of the states.
-        model: Decodes them.
+        model: Decodes the background.
         background: The first guess at `plan.times`.
-        collected: Takes the states at the written times.
+        collected: Collects the states at the written times.
         bias_settings: Parameters of the bias correction.
 
     Returns:
@@ -392,8 +392,8 @@ def qc_context(
     checks: Checks = (),
     biases: BiasState | None = None,
 ) -> QCContext:
-    """Return parameters and surroundings of the checks; see `check_window`."""
-    if isinstance(checks, Mapping):  # of an earlier run: they are the effective ones already
+    """Return the context of the checks; see `check_window`."""
+    if isinstance(checks, Mapping):  # of an earlier run: already the effective ones
         parameters = load_parameters(checks)
     else:
         cold = background.source == "climatology"
@@ -411,10 +411,10 @@ def qc_context(
 def effective_parameters(
     selection: ObservationSelection, checks: Sequence[Override], *, cold: bool
 ) -> dict[str, dict[str, Any]]:
-    """Return the parameters of installation and suite with what a job changes.
+    """Return the parameters of installation and suite with the changes of a job.
 
     Arguments:
-        selection: What is withheld or denied.
+        selection: Withheld stations and denied networks.
         checks: YAML files and mappings, in order.
         cold: Whether the background is climatology.
     """
@@ -432,7 +432,7 @@ def effective_parameters(
         before = denial["report_types"] if denial["enabled"] else []
         denial.update(enabled=True, report_types=[*before, *selection.deny])
     if cold:
-        # Far from climatology is not wrong: only the spread counts, not the fixed limits.
+        # Values far from climatology are not wrong: use the spread, not the fixed limits.
         limits = parameters["background_check"]["limits"]
         for entry in (*limits.values(), parameters["background_check"]["default"]):
             entry["absolute"] = float("inf")

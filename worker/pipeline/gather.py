@@ -25,7 +25,7 @@ from worker.observations.store.store import ObservationStore
 __all__ = ["gather_beside", "gather_observations", "observation_window", "table_digest"]
 
 WINDOW_LEAD = timedelta(minutes=30)
-"""Observations this long before the first state stand for its time."""
+"""Observations up to this long before the first state are assigned to its time."""
 
 
 def observation_window(plan: WindowPlan) -> AssimilationWindow | None:
@@ -75,10 +75,10 @@ def gather_beside(
     checks: Checks = (),
     batches: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return stored rows of ascents that a window cuts: those beyond its edges, of the same stations.
+    """Return stored rows beyond the edges of a window of ascents that the window cuts.
 
-    A sonde flies for hours, and may come as one report at a full hour and as another with a time
-    for each level: which form is the better one shows only if both are looked at as a whole.
+    A sonde ascends for hours, and may be reported once for a full hour and again with a time for each
+    level: the better version can be chosen only by comparing complete ascents.
 
     Arguments:
         table: The observations of the window.
@@ -89,7 +89,7 @@ def gather_beside(
         batches: Only these uploads, as an earlier run saw the store; None for all.
 
     Returns:
-        Rows that had arrived by the cut-off and that no check refused then; often none.
+        Rows that had arrived by the cut-off and were not rejected at arrival; often none.
     """
     window, p = observation_window(plan), load_parameters(*in_order(checks))["ascents"]
     networks = [n for n in p["report_types"] if n in (selection.report_types or p["report_types"])]
@@ -117,7 +117,7 @@ def gather_beside(
 
 
 def in_order_of_arrival(table: pa.Table) -> pa.Table:
-    """Return the rows by arrival, batch and place in it, however the store arranges its files."""
+    """Return the rows sorted by arrival, batch and position in it, independent of the store's files."""
     keys = (
         float_column(table, "observation_id"),
         category_codes(table, "batch_id")[0],
@@ -127,7 +127,7 @@ def in_order_of_arrival(table: pa.Table) -> pa.Table:
 
 
 def table_digest(table: pa.Table) -> str:
-    """Return the SHA-256 of the rows in their order; the same for the same observations."""
+    """Return the SHA-256 of the rows in their order, equal for equal observations."""
     digest = hashlib.sha256()
     batch, names = category_codes(table, "batch_id")
     digest.update("\n".join(names).encode())

@@ -49,18 +49,18 @@ def _no_check() -> None:
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How a file is read, and what this deployment and this upload change.
+    """How a file is read, with the overrides of this deployment and this upload.
 
     Attributes:
         format: Name of a format; None recognises it.
         report_type: Network of rows that name none.
-        file_name: As the sender called the file, where its path has another name.
+        file_name: Name given by the sender, if the path has another name.
         decoder: Options of the format's decoder.
         errors: Observation errors, deployment first, then upload.
         checks: Parameters of quality control, deployment first, then upload.
         limits: Bounds of the decoding process.
         processes: Decoding processes for one large BUFR file.
-        version: How often its data were announced as updated: the least correction number of its rows.
+        version: Number of announced updates of its data: the least correction number of its rows.
     """
 
     format: str | None = None
@@ -109,7 +109,7 @@ def ingest(
     Raises:
         DecodeError: If the file gives no row at all; the decoder's report is in its context.
         ConfigurationError: If overrides are faulty.
-        StorageError: If the store cannot be written; trying again is safe.
+        StorageError: If the store cannot be written; a retry is safe.
     """
     options = options or IngestOptions()
     if (published := store.files.manifest(batch_id)) is not None:
@@ -131,7 +131,7 @@ def ingest(
 
 @dataclass
 class Effective:
-    """Error tables and parameters in force, read once for uploads with the same overrides."""
+    """Effective error tables and parameters, cached for uploads with the same overrides."""
 
     _read: dict[str, tuple[ErrorTable, dict[str, dict[str, Any]]]] = field(default_factory=dict)
 
@@ -156,10 +156,10 @@ def prepare(
     """Assign errors to the rows of one upload and check them; return them ready to publish.
 
     Arguments:
-        decoded: Its rows.
-        context: With which they were decoded.
-        options: How it was read.
-        effective: What was read for uploads before it.
+        decoded: Its decoded rows.
+        context: Context of the decoding.
+        options: Options of the ingest.
+        effective: Cache of error tables and parameters.
 
     Raises:
         DecodeError: If there is no row; the decoder's report is in its context.
@@ -182,8 +182,8 @@ def prepare(
 def _updated(table: pa.Table, version: int) -> pa.Table:
     """Return the table with a correction number of at least `version` in every row.
 
-    Data that are announced as updated replace what came under their name before, also where the
-    bulletin in them has no mark of a correction.
+    Data that are announced as updated supersede the earlier ones with the same identifier, even if the
+    bulletin is not marked as a correction.
     """
     if not version:
         return table
@@ -250,7 +250,7 @@ def ingest_batch(
     """Decode, check and store an upload, and record the outcome; idempotent.
 
     Arguments:
-        batch: The upload, with what its sender said about it.
+        batch: The record of the upload.
         layout: Where its bytes and the store are.
         check_lease: Raises when another worker has taken over.
 
@@ -275,7 +275,7 @@ def ingest_batch(
 
 
 def options_of(batch: BatchRecord, layout: Layout) -> IngestOptions:
-    """Return how an upload is read, by its sender and by this installation."""
+    """Return the options of an upload, from its sender and this installation."""
     return IngestOptions(
         format=batch.container,
         report_type=batch.options.get("report_type"),
@@ -288,22 +288,22 @@ def options_of(batch: BatchRecord, layout: Layout) -> IngestOptions:
 
 
 SMALL_LIMITS = Limits(address_space=1_500_000_000, cpu_seconds=5, wall_seconds=20.0)
-"""Bounds of the decoding of one small upload; one that needs more is decoded alone."""
+"""Limits of decoding one small upload; one that exceeds them is decoded alone."""
 
 
 SENDER_SECONDS = 10.0
-"""Time on the clock that the small uploads of one sender get together; the rest is decoded alone."""
+"""Wall-clock time for the small uploads of one sender together; the rest is decoded alone."""
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A small upload that was decoded, or why it was not.
+    """A small upload with its decoded rows, if decoding succeeded.
 
     Attributes:
         batch: The upload.
-        options: How it was read.
-        context: With which it was decoded.
-        decoded: What came out; None if it brought its child down.
+        options: Options of the ingest.
+        context: Context of the decoding.
+        decoded: Rows and report; None if it crashed its child.
     """
 
     batch: BatchRecord
@@ -313,11 +313,11 @@ class Arrived:
 
 
 def decode_small(batches: Sequence[BatchRecord], layout: Layout) -> Iterator[Arrived]:
-    """Decode small uploads, those of one sender in one child; yield each with what came out.
+    """Decode small uploads, those of each sender in one child; yield each with its result.
 
-    A child is forked for each sender and thrown away after a fault. The upload that it met the
-    fault at is not tried again here, so that it holds up nobody; the others are, while the sender
-    has time left. Who sent least comes first.
+    A child is forked for each sender and replaced after a crash. The upload that caused the crash is
+    not retried here, so that it delays nobody; the others are, while the sender has time left. Senders
+    with the fewest uploads come first.
 
     Raises:
         StorageError: If a child met a full disk or a failing device, or a bucket does not answer.

@@ -1,9 +1,9 @@
-"""Split the members of a job over workers, and put them together again.
+"""Distribute the members of a job over workers, and combine them again.
 
-The worker that holds the job leaves the inputs of the analysis in its staging folder: background,
-observations after all checks. A worker that helps reads them there, draws members and leaves their
-latents beside. Which members are drawn together can change their last bits, so the parts are in the
-provenance and a replay draws the same ones.
+The worker that holds the job writes the inputs of the analysis to its staging folder: background,
+observations after all checks. A helping worker reads them there, draws members and writes their latents
+to the same folder. Which members are drawn together can change their last bits, so the parts are
+recorded in the provenance and a replay draws the same ones.
 """
 
 import hashlib
@@ -56,9 +56,9 @@ _ROWS, _BACKGROUND = "observations.arrow", "background.safetensors"
 
 
 def cut_members(members: int, workers: int, least: int) -> tuple[range, ...]:
-    """Return member numbers by part: at most one part a worker, of `least` members or more.
+    """Return member numbers by part: at most one part per worker, of `least` members or more.
 
-    Pairs stay together, for antithetic members share their noise.
+    Antithetic pairs stay together, because they share their noise.
     """
     smallest, pairs = max(1, -(-least // 2)), -(-members // 2)
     count = max(1, min(workers, members // (2 * smallest)))
@@ -69,7 +69,7 @@ def cut_members(members: int, workers: int, least: int) -> tuple[range, ...]:
 def free_workers(
     reports: Sequence[WorkerReport], own: WorkerReport, loaded: LoadedModel
 ) -> list[WorkerReport]:
-    """Return the other workers that would draw the same members and have nothing to do."""
+    """Return the other idle workers that would draw identical members."""
     return [
         report
         for report in reports
@@ -87,7 +87,7 @@ def free_workers(
 
 
 def _kind(device: str) -> str:
-    """Return a device without its number: `cuda:1 (NVIDIA H100)` is as good as `cuda:0 (…)`."""
+    """Return a device without its number: `cuda:1 (NVIDIA H100)` is equivalent to `cuda:0 (…)`."""
     name, _, rest = device.partition(" ")
     return f"{name.partition(':')[0]} {rest}"
 
@@ -98,10 +98,10 @@ class PartInputs:
 
     Attributes:
         plan: Times of the states.
-        observations: Those that passed all checks.
+        observations: Observations that passed all checks.
         background: The first guess.
-        rows: All observations with their outcome, from which the former are built again.
-        past: States of the earlier result, from which the plan is made again.
+        rows: All observations with their outcome, from which `observations` are rebuilt.
+        past: Number of states of the earlier result, from which the plan is rebuilt.
     """
 
     plan: WindowPlan
@@ -112,14 +112,14 @@ class PartInputs:
 
     @property
     def divisible(self) -> bool:
-        """Whether it is worth the while: a result that is continued in closed form is cheap."""
+        """Return whether dividing pays off: an analysis continued in closed form is cheap."""
         given = len(self.observations) or any(self.plan.tied)
         return bool(given) and self.background.prior is None
 
     def write(self, folder: Path, loaded: LoadedModel, **about: Any) -> None:
-        """Leave them in a folder for other workers."""
+        """Write the inputs to a folder for other workers."""
         folder.mkdir()
-        # A file of Arrow has one dictionary a column.
+        # An Arrow file has one dictionary per column.
         rows = self.rows.unify_dictionaries()
         feather.write_feather(rows, folder / _ROWS, compression="zstd")
         about |= {
@@ -137,11 +137,11 @@ class PartInputs:
     def read(
         cls, folder: Path, spec: SpecBase, loaded: LoadedModel
     ) -> "tuple[PartInputs, Mapping[str, Any]]":
-        """Return what another worker left, and what it said about it.
+        """Return the inputs and metadata written by another worker.
 
         Raises:
             OSError: If the attempt has ended and its folder is gone.
-            ConfigurationError: If this worker would draw other members.
+            ConfigurationError: If this worker would draw different members.
         """
         with safe_open(folder / _BACKGROUND, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
@@ -168,7 +168,7 @@ class PartInputs:
 
 
 def _digest(observations: ObservationSet) -> str:
-    """Return a digest of y and R: a part made of others would go unnoticed in the ensemble."""
+    """Return a digest of y and R, to ensure that all parts use the same observations."""
     digest = hashlib.sha256()
     for tensor in (observations.values, observations.error_std):
         digest.update(tensor.detach().cpu().double().numpy().tobytes())
@@ -181,19 +181,19 @@ class Splitter(Protocol):
     def __call__(
         self, loaded: LoadedModel, inputs: PartInputs, *, minimal_batches: bool
     ) -> MemberSplit | None:
-        """Return how; None to draw all members at once."""
+        """Return how to draw the parts; None to draw all members at once."""
 
 
 def take_parts(
     board: PartBoard, draw: Draw, folder: Path, progress: ProgressReporter
 ) -> Trajectory | None:
-    """Draw the members of parts that nobody has, until none is left.
+    """Take and draw free parts until none is left.
 
     Arguments:
         board: The parts.
         draw: Draws members by their numbers.
-        folder: Where their latents are left.
-        progress: Of this process; it learns of the steps of all parts.
+        folder: Folder for their latents.
+        progress: Progress of this process; it also receives the steps of all parts.
 
     Returns:
         The trajectory of the last part; None if there was none to take.
@@ -210,7 +210,7 @@ def take_parts(
 
 
 def _made(folder: Path, board: PartBoard) -> list[int]:
-    """Return which parts are there: a file is renamed once it is whole."""
+    """Return the finished parts: a file is renamed when it is complete."""
     return [n for n in range(len(board.parts)) if _part_file(folder, n).exists()]
 
 
@@ -220,14 +220,14 @@ def _part_file(folder: Path, number: int) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class SharedMembers:
-    """Have the members of a job drawn by several workers, of which this one holds the job.
+    """Draw the members of a job with several workers, as the one that holds the job.
 
     Attributes:
-        board: The parts, announced.
-        folder: With the inputs; it is removed at the end.
-        progress: Of the job.
+        board: The announced parts.
+        folder: Folder with the inputs; removed at the end.
+        progress: Progress of the job.
         call: Asks the other workers for help.
-        interval: Seconds between two looks at what they do.
+        interval: Seconds between two checks for finished parts.
     """
 
     board: PartBoard
@@ -239,13 +239,14 @@ class SharedMembers:
 
     @property
     def parts(self) -> tuple[range, ...]:
-        """Numbers of the members of each part, as the board holds them."""
+        """Return the member numbers of each part."""
         return self.board.parts
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:
         """Return the latents of all members, and the trajectory of a part drawn here.
 
-        The parts that are there count, not the board: a broker that restarts costs help alone.
+        Finished parts are found by their files, not by the board, so that a restart of the broker only
+        costs the help of other workers.
         """
         own: Trajectory | None = None
         try:
@@ -266,10 +267,10 @@ class SharedMembers:
                 self.progress.settle()
         finally:
             self.progress.shared = None
-            with suppress(RedisError):  # the board is forgotten after a day
+            with suppress(RedisError):  # the board expires after a day
                 self.board.withdraw()
             shutil.rmtree(self.folder, ignore_errors=True)
-        if own is None:  # its own part was lost and drawn by another
+        if own is None:  # another worker took over its part
             own = draw(self.parts[0])
         return latents, own
 

@@ -64,7 +64,7 @@ _INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what the last bits of a result depend on besides the code: libraries, threads, CPU."""
+    """Return what else the last bits of a result depend on: libraries, threads, CPU."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": str(device),
@@ -79,7 +79,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """Return the SHA-256 over the sources of model and worker; a version does not reveal edits."""
+    """Return the SHA-256 over the sources of model and worker, which also reveals local edits."""
     return _CODE
 
 
@@ -104,7 +104,7 @@ def rows_of_batches(table: pa.Table, store: StoreFiles) -> dict[str, dict[str, A
 
 
 def plain(value: Any) -> Any:
-    """Return `value` in a form that JSON can hold: infinite numbers become words."""
+    """Return `value` as JSON types: infinite numbers become texts."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -115,7 +115,7 @@ def plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """Return the value that `plain` made this of."""
+    """Invert `plain`."""
     if isinstance(value, Mapping):
         return {k: from_plain(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -124,17 +124,17 @@ def from_plain(value: Any) -> Any:
 
 
 _CODE = _digest_of_sources()
-"""Taken when this process starts: files may be replaced under a worker that runs."""
+"""Computed at the start of the process, because files may be replaced under a running worker."""
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedAnalysis:
-    """What is computed while the members of the analysis are decoded.
+    """Quantities computed while the members of the analysis are decoded.
 
     Attributes:
-        states: At the written times, with shape (M, T, C, Y, X).
+        states: States at the written times, with shape (M, T, C, Y, X).
         equivalents: H(x_a) at every row of the feedback that can be monitored.
-        tendency: Pressure tendencies of the last hour, mean over members; None of a single time.
+        tendency: Pressure tendencies of the last hour, mean over members; None for a single time.
     """
 
     states: States
@@ -164,7 +164,7 @@ def make_product(
         background: The first guess.
         analysis: The result of the solver.
         decoded: Its states and equivalents.
-        layout: Of the data folder, for the hashes of batches and earlier scores.
+        layout: The data folder, for the hashes of batches and earlier scores.
         gathered: Operational time at which the observations were read.
         scratch: Folder for decoded states.
     """
@@ -206,7 +206,7 @@ def _provenance(
     layout: Layout,
     gathered: datetime,
 ) -> dict[str, Any]:
-    """Return everything needed to make the result again."""
+    """Return everything needed to reproduce the result."""
     files = StoreFiles.of(layout)
     return {
         "checkpoint": loaded.name,
@@ -239,11 +239,11 @@ def decode_analysis(
     analysis: Analysis,
     scratch: Path,
 ) -> DecodedAnalysis:
-    """Decode the members of an analysis, once for all that is made of their states.
+    """Decode the members of an analysis once, for equivalents, written states and tendencies.
 
     Arguments:
         plan: Times of the states, and which of them are written.
-        model: Decodes them.
+        model: Decodes the states.
         monitored: Rows of the feedback that have equivalents.
         analysis: The result of the solver.
         scratch: Folder for decoded states.
@@ -301,7 +301,7 @@ def write_outputs(
         path = folder / SERIES_NAME
         pq.write_table(product.series, path, compression="zstd")
         written.append((path, "verification"))
-    if not any(plan.tied):  # a forecast is nothing to start from
+    if not any(plan.tied):  # no job continues a forecast
         path = folder / RESTART_NAME
         write_restart(Restart(plan.times, analysis.latents, loaded.sha256, biases), path)
         written.append((path, "restart"))

@@ -1,1 +1,1 @@
-"""Make a published result again from its manifest, and tell whether it is the same."""
+"""Recompute a published result from its manifest, and report whether it is identical."""

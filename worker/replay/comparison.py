@@ -47,7 +47,7 @@ class InputComparison:
         same: Whether both agree; None when nothing was recorded.
         recorded: Value in the manifest.
         found: Value found now, or used by the replay.
-        note: An explanation where the values do not say enough.
+        note: An explanation of the values, if needed.
     """
 
     name: str
@@ -65,8 +65,8 @@ class ArrayComparison:
         file: Name of the file.
         name: Name of the variable or column.
         size: Number of values.
-        differing: Values whose bits differ; all of them if the shapes do.
-        max_difference: Largest absolute difference of numbers; None where there is none to take.
+        differing: Number of values whose bits differ; all if the shapes differ.
+        max_difference: Largest absolute difference of numbers; None if not applicable.
     """
 
     file: str
@@ -83,7 +83,7 @@ class ArrayComparison:
 
 @dataclass(frozen=True)
 class ReplayVerdict:
-    """The outcome of a replay, with all that was compared.
+    """The outcome of a replay, with all comparisons.
 
     Attributes:
         analysis_id: The result that was replayed.
@@ -106,7 +106,7 @@ class ReplayVerdict:
         object.__setattr__(self, "exit_code", EXIT_CODES[self.outcome])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the verdict as JSON can hold it."""
+        """Return the verdict as JSON types."""
         return asdict(self)
 
 
@@ -127,7 +127,7 @@ class CannotReplay(AppaError):
 
 
 COMPARED = (".safetensors", ".nc", ".parquet")
-"""Endings of the files that are compared; others hold the same numbers in other forms."""
+"""Suffixes of the files that are compared; other files hold the same numbers in other formats."""
 
 
 def compare_files(recorded: Path, found: Path) -> list[ArrayComparison]:

@@ -1,6 +1,6 @@
-"""Read from a manifest all that a replay needs, or report what of it is gone.
+"""Collect from a manifest everything that a replay needs, or report the missing inputs.
 
-Also whether the observations of a result are still there, and which have arrived since.
+This includes whether the observations of a result still exist, and which have arrived since.
 """
 
 from collections import Counter
@@ -48,10 +48,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StoredRows:
-    """The uploads whose rows a result used, as the observation store has them now.
+    """The uploads whose rows a result used, in the present state of the observation store.
 
     Attributes:
-        batches: Ids of the uploads, those with rows of ascents beyond the window included.
+        batches: Ids of the uploads, including those with rows of ascents beyond the window.
         missing: Rows that are gone, one sentence for each upload.
         finding: Comparison with what was recorded.
     """
@@ -105,7 +105,7 @@ def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
 def _recorded(
     manifest: AnalysisManifest, layout: Layout
 ) -> tuple[Mapping[str, Mapping[str, Any]] | None, str]:
-    """Return uploads and rows as recorded, or as the feedback shows them, and which it was."""
+    """Return uploads and rows as recorded, else from the feedback, and which of the two."""
     batches = manifest.provenance.get("batches")
     if batches is not None:
         return batches, ""
@@ -125,7 +125,7 @@ def _known_then(files: StoreFiles, name: str, manifest: AnalysisManifest) -> boo
 def _count(
     window: AssimilationWindow, manifest: AnalysisManifest, layout: Layout
 ) -> dict[str, int]:
-    """Return the number of rows of each upload that the job would be given now."""
+    """Return the number of rows of each upload that the job would use now."""
     selection = manifest.spec.observations
     table = ObservationStore.of(layout).read_window(
         window,
@@ -238,7 +238,7 @@ def read_recipe(layout: Layout, analysis_id: str, checkpoints: Sequence[str]) ->
 def _published(
     manifest: AnalysisManifest, layout: Layout, missing: list[str], findings: list[InputComparison]
 ) -> tuple[ManifestFile, ...]:
-    """Return the files to compare with, and note which are not as the manifest says."""
+    """Return the files to compare with, and record those that differ from the manifest."""
     there, faults = [], []
     for file in manifest.files:
         path = result_store(layout).file(manifest.id, file.name)
@@ -324,7 +324,7 @@ def _background(
 def _first_guess(
     about: Mapping[str, Any], layout: Layout, missing: list[str], findings: list[InputComparison]
 ) -> None:
-    """Check the upload that was the first guess: the job names it, and reads it again."""
+    """Check the upload that was the first guess; the job reads it again."""
     batch, wanted = str(about["batch_id"]), str(about["batch_sha256"])
     try:
         with upload_store(layout).local({batch: ""}) as found:
@@ -337,7 +337,7 @@ def _first_guess(
 
 
 def _quality_control(manifest: AnalysisManifest, layout: Layout) -> InputComparison:
-    """Compare the recorded parameters, which are used, with those chosen today."""
+    """Compare the recorded parameters, which the replay uses, with the present ones."""
     recorded = manifest.provenance.get("quality_control", {})
     cold = manifest.background.get("source") == "climatology"
     now: Any = plain(
@@ -354,7 +354,7 @@ def _quality_control(manifest: AnalysisManifest, layout: Layout) -> InputCompari
 
 
 def _checks(manifest: AnalysisManifest, layout: Layout) -> list[Override]:
-    """Return the parameters of the checks that installation and suite have today."""
+    """Return the present parameters of the checks of installation and suite."""
     suite = suite_of(manifest.cycle)
     return [layout.checks_file, suite.checks if suite else None]
 
@@ -375,7 +375,7 @@ def _inputs(
 
 
 def _job(manifest: AnalysisManifest) -> JobRecord:
-    """Return the job as it was, with only those outputs that are compared."""
+    """Return the original job, with only those outputs that are compared."""
     outputs = [name for name in manifest.spec.outputs if name in _REMADE]
     return JobRecord(
         id=manifest.job_id,

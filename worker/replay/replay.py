@@ -1,4 +1,4 @@
-"""Replay a published result: look for the inputs, run again, compare."""
+"""Replay a published result: collect the inputs, run again, compare."""
 
 import json
 import tempfile
@@ -32,11 +32,11 @@ from worker.sandbox import scratch_prefix
 __all__ = ["QuietProgress", "replay"]
 
 _DECISIVE = ("observations", "seeds", "configuration", "arithmetic")
-"""Findings about what the run used; if one differs, equal numbers would be chance."""
+"""Findings about inputs of the run; if one differs, equal results would be a coincidence."""
 
 
 class QuietProgress:
-    """Replaces the `ProgressReporter` of a worker: no job to report on, no lease to lose."""
+    """Stand-in for the `ProgressReporter` of a worker, without a job record and a lease."""
 
     def __init__(self, on_step: Callable[[int, int], None]) -> None:
         self.on_step = on_step
@@ -58,14 +58,14 @@ def replay(
     keep: Path | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> ReplayVerdict:
-    """Make a published result again and compare; nothing in the data folder is changed.
+    """Recompute a published result and compare; nothing in the data folder is changed.
 
     Arguments:
         layout: The data folder.
         analysis_id: The result.
         checkpoints: Names or folders to look for its weights in, besides the bundled ones.
-        device: Run there instead of on a device like the one of the first run.
-        keep: Folder for the files of the second run; they are dropped when absent.
+        device: Device of the run; by default of the same type as that of the first run.
+        keep: Folder for the files of the second run; by default they are discarded.
         on_step: Called before each diffusion step with its number and their count.
     """
     try:
@@ -114,7 +114,7 @@ def _run(
     device: str,
     on_step: Callable[[int, int], None],
 ) -> tuple[InputComparison, AnalysisManifest]:
-    """Run the job with as many threads as before, and in the same arithmetic."""
+    """Run the job with the same number of threads, and the same arithmetic."""
     recorded: dict[str, Any] = recipe.manifest.provenance.get("environment", {})
     before = torch.get_num_threads()
     torch.set_num_threads(recorded.get("threads") or before)
@@ -137,7 +137,7 @@ def _run(
 
 
 def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[InputComparison]:
-    """Compare what the second run used with what the first had used."""
+    """Compare the inputs of the second run with those of the first."""
     one, other = manifest.provenance, made.provenance
     found = []
     for name, key in (
@@ -182,7 +182,7 @@ def _explained(
     layout: Layout,
     folder: Path,
 ) -> InputComparison:
-    """Add to a finding how the observations differ, where both feedback files are there."""
+    """Add to a finding how the observations differ, if both feedback files exist."""
     if finding.name != "observations" or finding.same is not False:
         return finding
     recorded, again = feedback_table(manifest, layout), feedback_in(folder, made)

@@ -1,15 +1,15 @@
 """Publish results in a bucket, without a rename: files first, the manifest last and once.
 
     files/ID/SHA256/NAME     the files, named by their content: two attempts never share an object
-    manifests/ID.json        the manifest, written by `If-None-Match: *`: who is second is refused
+    manifests/ID.json        the manifest, written by `If-None-Match: *`: a second writer is refused
 
-A result is published when its manifest exists. Files without one are an attempt under way, or what
-it left when it died; those are deleted once they are older than any job. Deletion goes the other
-way: the manifest first, then the files.
+A result is published when its manifest exists. Files without one belong to a running attempt, or are
+leftovers of a killed one; those are deleted once they are older than any job. Deletion is in the
+opposite order: the manifest first, then the files.
 
-The folder `Layout.analyses` holds copies (`Copies`): all manifests, over which the
-catalogue is made, and files that were read or made here, up to a bound. Copies of manifests are
-compared with the bucket now and then, for other machines publish and delete as well.
+The folder `Layout.analyses` is a cache (`Copies`): all manifests, from which the catalogue is built,
+and files that were read or written here, up to a size limit. Copies of manifests are compared with the
+bucket periodically, because other machines publish and delete as well.
 """
 
 import os
@@ -43,7 +43,7 @@ _MANIFEST = "manifest.json"
 _SECOND = 1_000_000_000
 _REFRESH_SECONDS = 30.0
 _AT_ONCE = 16
-"""Manifests fetched at the same time when many are missing here."""
+"""Maximum number of concurrent downloads of manifests."""
 
 
 def manifest_object(analysis_id: str) -> str:
@@ -61,14 +61,14 @@ def _objects(manifest: AnalysisManifest) -> set[str]:
 
 
 class Copies:
-    """The copies below `Layout.analyses`; any number of processes may share them.
+    """Local cache below `Layout.analyses`; any number of processes may share it.
 
-    A file is fetched whole when something needs it on this machine (xarray, a restart, feedback), its
-    SHA-256 is compared with the manifest, and it stays to be read again. What nobody used for longest
-    is deleted when the files exceed the bound; readers that hold it open go on reading.
+    A file is downloaded when it is needed on this machine (xarray, a restart, feedback), and its SHA-256
+    is compared with the manifest. The least recently used files are deleted when the total exceeds the
+    limit; readers that have one open can go on reading.
 
     Arguments:
-        layout: The data folder, and the bound of the files.
+        layout: The data folder, and the size limit of the files.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -79,13 +79,13 @@ class Copies:
     # -- manifests
 
     def names(self) -> set[str]:
-        """Return the results whose manifests are here."""
+        """Return the results whose manifests are cached."""
         with suppress(FileNotFoundError):
             return set(os.listdir(self.layout.analyses))
         return set()
 
     def has(self, analysis_id: str, listed: StoredObject) -> bool:
-        """Return whether the manifest here is the one in the bucket, by size and time."""
+        """Return whether the cached manifest is the one in the bucket, by size and time."""
         try:
             found = (self.layout.analyses / analysis_id / _MANIFEST).stat()
         except OSError:
@@ -105,7 +105,7 @@ class Copies:
             self.date(new / _MANIFEST, written)
             with suppress(FileNotFoundError, NotADirectoryError):
                 (new / _MANIFEST).replace(folder / _MANIFEST)
-                os.utime(self.layout.analyses)  # catalogues look at manifests again then
+                os.utime(self.layout.analyses)  # makes catalogues rescan manifests
                 return
             self.layout.analyses.mkdir(exist_ok=True)
             with suppress(OSError):  # another process was quicker
@@ -114,9 +114,9 @@ class Copies:
             shutil.rmtree(new, ignore_errors=True)
 
     def date(self, manifest: Path, written: datetime) -> None:
-        """Give a manifest the second in which it was written in the bucket.
+        """Set the modification time of a manifest to the second in which the bucket's was written.
 
-        The rest of the time is our own: catalogues tell two versions of one second apart by it.
+        The fraction of the second is local, so that catalogues distinguish two versions of one second.
         """
         stamp = int(written.timestamp()) * _SECOND + time.time_ns() % _SECOND
         os.utime(manifest, ns=(stamp, stamp))
@@ -131,20 +131,20 @@ class Copies:
     # -- files
 
     def use(self, path: Path) -> bool:
-        """Return whether a file is here, and note that it is used."""
+        """Return whether a file is cached, and record its use."""
         return self.cache.use(path)
 
     def put_file(self, path: Path, entry: ManifestFile, content: Iterable[bytes]) -> None:
         """Copy a file of a result, unless another thread has just done so.
 
         Raises:
-            BucketUnavailable: If the content is not what the manifest says.
+            BucketUnavailable: If the content does not match the manifest.
             OSError: If the disk is full.
         """
         self.cache.put(path, entry.sha256, content)
 
     def trim(self) -> int:
-        """Delete the files that were not used for longest until the rest fits; return how many."""
+        """Delete the least recently used files until the rest fits; return their number."""
         return self.cache.trim()
 
 
@@ -153,7 +153,7 @@ def _copied_files(analyses: Path) -> Iterator[Path]:
 
 
 class BucketStore:
-    """Results as objects of an S3-compatible bucket, with copies in the data folder.
+    """Results as objects of an S3-compatible bucket, with a cache in the data folder.
 
     Arguments:
         layout: The data folder, and the address of the bucket.
@@ -171,7 +171,7 @@ class BucketStore:
 
     def prepare(self, staging: Path) -> None:
         manifest = _read(staging / "manifest.json")
-        # Each takes a round trip or several: side by side, a result waits for the longest alone.
+        # Each takes one or more round trips: in parallel, a result only waits for the longest.
         with traces.step("send files"), ThreadPoolExecutor(_AT_ONCE) as pool:
             places = [
                 (staging / file.name, file_object(manifest.id, file)) for file in manifest.files
@@ -185,11 +185,11 @@ class BucketStore:
             new = self.bucket.create(name, text)
         if not new:
             there = self._manifest_text(analysis_id)
-            if there != text:  # else the answer to our own first request was lost
+            if there != text:  # equal: the response to our own request was lost
                 self._drop_own(AnalysisManifest.model_validate_json(text), there)
                 self.bring(analysis_id)
                 return PublishOutcome.ALREADY_PUBLISHED
-        with suppress(OSError, BucketUnavailable):  # the copy is a convenience
+        with suppress(OSError, BucketUnavailable):  # the cache is optional
             written = self.bucket.stat(name).written
             self.copies.date(staging / "manifest.json", written)
             take_into(self.layout, staging, analysis_id)
@@ -203,9 +203,9 @@ class BucketStore:
             return None
 
     def _drop_own(self, own: AnalysisManifest, there: bytes | None) -> None:
-        """Delete the files of an attempt that came second, but for those that are the same."""
+        """Delete the files of an attempt that came second, except those shared with the first."""
         kept = _objects(AnalysisManifest.model_validate_json(there)) if there else set()
-        with suppress(BucketUnavailable):  # then they are swept later
+        with suppress(BucketUnavailable):  # they are swept later
             self.bucket.delete(sorted(_objects(own) - kept))
 
     # -- copies of manifests
@@ -225,27 +225,27 @@ class BucketStore:
         if now:
             self._compare(raises=True)
         elif self._is_due() and not self._comparing.locked():
-            if not self.layout.results_listed.exists():  # nothing is known here yet
+            if not self.layout.results_listed.exists():  # nothing is cached yet
                 self._compare()
                 return
             self._compared = time.monotonic()
-            name = "results-refresh"  # beside the question, which a slow bucket must not hold up
+            name = "results-refresh"  # in the background: a slow bucket must not block queries
             threading.Thread(target=self._compare, name=name, daemon=True).start()
 
     def _is_due(self) -> bool:
         if time.monotonic() - self._compared < _REFRESH_SECONDS:
             return False
-        try:  # whichever process of this data folder did it last
+        try:  # the last comparison by any process of this data folder
             age = time.time() - self.layout.results_listed.stat().st_mtime
         except FileNotFoundError:
             return True
         return not 0 <= age < _REFRESH_SECONDS
 
     def _compare(self, *, raises: bool = False) -> None:
-        """Fetch the manifests that are missing or changed here, forget those that are gone."""
+        """Fetch missing or changed manifests, and drop those that are gone from the bucket."""
         with self._comparing:
             self._compared = time.monotonic()
-            before = self.copies.names()  # what is copied was published: a later list has it
+            before = self.copies.names()  # these were published, so a later list has them
             try:
                 listed = {_result_of(one): one for one in self.bucket.list(_MANIFESTS)}
                 stale = [one for name, one in listed.items() if not self.copies.has(name, one)]
@@ -261,7 +261,7 @@ class BucketStore:
             self.layout.results_listed.touch()
 
     def _fetch_manifest(self, one: StoredObject) -> None:
-        # deleted since it was listed, or an object of somebody else
+        # deleted since it was listed, or an unrelated object
         with suppress(FileNotFoundError, InvalidInput):
             self.copies.put_manifest(_result_of(one), self.bucket.read(one.name), one.written)
 
@@ -319,7 +319,7 @@ class BucketStore:
             return False
         self._hidden[analysis_id] = text
         self.bucket.delete([manifest_object(analysis_id)])
-        with suppress(FileNotFoundError):  # another process has just seen that it is gone
+        with suppress(FileNotFoundError):  # another process has just removed it
             self.layout.analysis(analysis_id).rename(self.layout.hidden(analysis_id))
         return True
 
@@ -336,7 +336,7 @@ class BucketStore:
         shutil.rmtree(self.layout.hidden(analysis_id), ignore_errors=True)
 
     def sweep(self, older_than: float) -> int:
-        """Delete files that no manifest lists and that nobody wrote for so many seconds."""
+        """Delete files that no manifest lists and that are older than `older_than` seconds."""
         last = datetime.now(UTC) - timedelta(seconds=older_than)
         old = [one.name for one in self.bucket.list(_FILES) if one.written < last]
         by_result: dict[str, list[str]] = {}
@@ -352,7 +352,7 @@ class BucketStore:
         text = self._manifest_text(analysis_id)
         try:
             kept = _objects(AnalysisManifest.model_validate_json(text)) if text else set()
-        except ValidationError:  # of a newer version, or damaged: nothing of it is deleted
+        except ValidationError:  # of a newer version, or damaged: delete nothing
             return
         yield from (name for name in names if name not in kept)
 

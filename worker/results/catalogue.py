@@ -1,16 +1,15 @@
-"""Keep the one catalogue of published results: which there are, in what order, with which files.
+"""Index the published results: which exist, in what order, with which files.
 
-The catalogue is `catalogue.sqlite` in the data folder. It is an index and holds nothing that the
-manifests do not say: a result is published by renaming its folder, or by writing its manifest to a
-bucket, and a process that dies before the row is inserted leaves a complete result. Every question
-therefore first compares the catalogue with the folder of results, or of copies of manifests. While
-that folder is as it was at the last comparison this costs one `stat`; otherwise the manifests that
-are new or rewritten are read, those that are gone are dropped, all in one transaction, by whichever
-process asks first. Any number of processes and threads may ask at once.
+The catalogue is `catalogue.sqlite` in the data folder. It is derived entirely from the manifests: a
+result is published by renaming its folder, or by writing its manifest to a bucket, and a process that
+dies before the row is inserted leaves a complete result. Every query therefore first compares the
+catalogue with the folder of results, or of cached manifests. While that folder is unchanged this costs
+one `stat`; otherwise new or rewritten manifests are read and rows of removed ones dropped, in one
+transaction, by the first process that queries. Any number of processes and threads may query at once.
 
-A file that is damaged, or of another version, is replaced and filled again. Where none can be
-written (a full disk, an archive mounted read-only), and on network file systems, for which SQLite's
-write-ahead log is not made, each process keeps a catalogue of its own in memory.
+A file that is damaged, or of another version, is replaced and rebuilt. If none can be written (a full
+disk, an archive mounted read-only), and on network file systems, which SQLite's write-ahead log does
+not support, each process keeps its own catalogue in memory.
 """
 
 import fcntl
@@ -56,29 +55,29 @@ _UNUSABLE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
 }
-"""Errors of the place; all others are taken for damage of the file."""
+"""SQLite errors caused by the file system; all others count as damage of the file."""
 
 _LOCK_SECONDS = 60.0
-"""Longest wait for a process that is filling the catalogue."""
+"""Maximum wait for a process that is filling the catalogue."""
 
 _MEMORY_SECONDS = 60.0
-"""Pause before a file that could not be used is tried again."""
+"""Pause before a file that could not be used is retried."""
 
 _SETTLED_NS = 1_000_000_000
-"""A folder younger than this may change again without getting another modification time."""
+"""Age below which a folder may change again without a new modification time (clock granularity)."""
 
 _PARSED = 1024
-"""Manifests kept in memory."""
+"""Number of manifests cached in memory."""
 
 
 @dataclass(frozen=True)
 class ResultPage:
-    """Some results, newest first.
+    """A page of results, newest first.
 
     Attributes:
         items: Their manifests.
-        next_cursor: Returns the next page; None after the last result.
-        total: Number of results that the filter accepts.
+        next_cursor: Cursor of the next page; None after the last result.
+        total: Number of results that match the filter.
     """
 
     items: list[AnalysisManifest]
@@ -89,9 +88,9 @@ class ResultPage:
 class Catalogue:
     """The published results of one data folder; safe to use from several threads.
 
-    Results are ordered by valid time, then revision, then creation, newest first. The catalogue
-    opens its file at the first question and may be closed or used as a context manager; a child
-    process must make its own.
+    Results are ordered by valid time, then revision, then creation, newest first. The catalogue opens
+    its file at the first query and may be closed or used as a context manager; a child process must
+    create its own.
 
     Arguments:
         layout: The data folder.
@@ -113,17 +112,17 @@ class Catalogue:
         self.close()
 
     def close(self) -> None:
-        """Close the file; the next question opens it again."""
+        """Close the file; the next query opens it again."""
         with self._lock:
             if self._database is not None:
                 self._database.close()
             self._database = self._inode = None
 
     def find(self, analysis_id: str) -> AnalysisManifest | None:
-        """Return the manifest of a published result as it is now, or None."""
+        """Return the present manifest of a published result, or None."""
         try:
             stamp = _stamp(self._layout.manifest(analysis_id))
-        except InvalidInput:  # no name of a result
+        except InvalidInput:  # not a valid name of a result
             return None
         if stamp == 0:
             if not self._results.bring(analysis_id):
@@ -157,8 +156,8 @@ class Catalogue:
     def file(self, analysis_id: str, name: str) -> tuple[ManifestFile, Path]:
         """Return a file that the manifest of a result lists, and its path on this machine.
 
-        With results in a bucket the path may be of a file that is not here yet: `ResultStore.file`
-        fetches it, `ResultStore.remote` reads it from there.
+        With results in a bucket the file may not be cached yet: `ResultStore.file` fetches it,
+        `ResultStore.remote` reads it from the bucket.
 
         Raises:
             NoSuchAnalysis: If there is no such result or file.
@@ -173,11 +172,11 @@ class Catalogue:
         )
 
     def entries(self, matching: ResultFilter | None = None) -> list[Entry]:
-        """Return all entries that fit, newest first; without a filter those of challengers, too."""
+        """Return all matching entries, newest first; without a filter including challengers."""
         return self._select(matching or ResultFilter(challengers=True), None, None)[0]
 
     def manifests(self, matching: ResultFilter | None = None) -> Iterator[AnalysisManifest]:
-        """Yield the manifests of all results that fit, newest first."""
+        """Yield the manifests of all matching results, newest first."""
         found = (self.find(entry.id) for entry in self.entries(matching))
         return (manifest for manifest in found if manifest is not None)
 
@@ -188,16 +187,16 @@ class Catalogue:
         found = (self.find(entry.id) for entry in page)
         items = [manifest for manifest in found if manifest is not None]
         following = page[-1].position if page and len(rows) > limit else None
-        # A result that was removed or replaced in between is left out, and out of the number.
+        # A result that was removed or replaced meanwhile is left out and not counted.
         return ResultPage(items, following, total - (len(page) - len(items)))
 
     def latest(self, matching: ResultFilter) -> AnalysisManifest | None:
-        """Return the newest result that fits: latest valid time, then highest revision."""
+        """Return the newest matching result: latest valid time, then highest revision."""
         rows, _ = self._select(matching, None, 1)
         return self.find(rows[0].id) if rows else None
 
     def kinds(self) -> list[tuple[str, str]]:
-        """Return each kind with an empty flavour, and with each flavour but the challengers'."""
+        """Return each kind with an empty flavour, and with each flavour except that of challengers."""
         query = (
             "SELECT DISTINCT kind, flavour FROM results WHERE flavour != ? "
             "UNION SELECT kind, '' FROM results"
@@ -210,7 +209,7 @@ class Catalogue:
         return self._ask(lambda database: dict(database.execute(query).fetchall()))
 
     def rebuild(self) -> int:
-        """Read all manifests again, whatever the catalogue says; return the number of results.
+        """Rebuild the catalogue from all manifests; return the number of results.
 
         Raises:
             BucketUnavailable: If they lie in a bucket that does not answer.
@@ -231,7 +230,7 @@ class Catalogue:
     def _select(
         self, matching: ResultFilter, cursor: str | None, limit: int | None
     ) -> tuple[list[Entry], int]:
-        """Return entries after `cursor`, newest first, and the number of all that fit."""
+        """Return entries after `cursor`, newest first, and the number of all matching ones."""
         where, values = matching.where()
         query = f"SELECT {COLUMNS} FROM results WHERE {where}"  # noqa: S608 (no outside text)
         after = [] if cursor is None else [cursor]
@@ -247,7 +246,7 @@ class Catalogue:
         return self._ask(ask)
 
     def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """Return the answer of an up-to-date catalogue: the file, a new file, or one in memory."""
+        """Run a query on an up-to-date catalogue: the file, a new file, or one in memory."""
         self._results.refresh()
         with self._lock:
             replaced = False
@@ -270,7 +269,7 @@ class Catalogue:
                         _discard(self._layout, inode)
 
     def _connect(self) -> sqlite3.Connection:
-        """Return the open catalogue; opened again if its file was replaced."""
+        """Return the open catalogue; reopen it if its file was replaced."""
         path = self._layout.catalogue_file
         in_memory = time.monotonic() < self._memory_until
         if self._database is not None:
@@ -291,7 +290,7 @@ class Catalogue:
         return self._database
 
     def _heal(self, database: sqlite3.Connection) -> None:
-        """Make the catalogue agree with the folder of results."""
+        """Update the catalogue from the folder of results."""
         if not self._is_current(database):
             with transaction(database):
                 if not self._is_current(database):  # unless another process just did
@@ -306,8 +305,8 @@ class Catalogue:
         return all(_stamp(_manifest_path(self._layout, name)) == stamp for name, stamp in waiting)
 
     def _scan(self, database: sqlite3.Connection) -> None:
-        """Index what is new or rewritten, and drop what is gone."""
-        # Of before listing: what comes while manifests are read is seen next time.
+        """Index new or rewritten manifests, and drop rows of removed ones."""
+        # The time before listing: changes while manifests are read are found by the next scan.
         now, listed = time.time_ns(), _stamp(self._layout.analyses)
         query = "SELECT id, stamp FROM results UNION ALL SELECT id, stamp FROM unreadable"
         known: dict[str, int] = dict(database.execute(query).fetchall())
@@ -358,7 +357,7 @@ def _read(layout: Layout, name: str) -> tuple[AnalysisManifest | None, str]:
 
 
 def _manifest_path(layout: Layout, name: str) -> Path:
-    """Return where the manifest in any folder would be, also one that no result can have."""
+    """Return the path of the manifest in any folder, even one with an invalid name."""
     return layout.analyses / name / "manifest.json"
 
 

@@ -1,6 +1,6 @@
-"""Define what the catalogue says about a result, and the questions it answers.
+"""Define the entries of the catalogue, and filters for queries.
 
-An entry is a function of the manifest alone, so that a catalogue filled again is the same.
+An entry depends only on the manifest, so that a rebuilt catalogue is the same.
 """
 
 import json
@@ -15,7 +15,7 @@ from worker.results.manifest import RESTART_ROLE, AnalysisManifest
 __all__ = ["COLUMNS", "SCHEMA", "SCHEMA_VERSION", "Entry", "ResultFilter"]
 
 SCHEMA_VERSION = 2
-"""Raised when a table changes; a catalogue of another version is filled anew."""
+"""Schema version, increased when a table changes; a catalogue of another version is rebuilt."""
 
 SCHEMA = """
 CREATE TABLE results (
@@ -45,7 +45,7 @@ CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL)
 
 @dataclass(frozen=True)
 class Entry:
-    """One published result as the catalogue knows it.
+    """One published result in the catalogue.
 
     Attributes:
         id: Name of the result.
@@ -58,8 +58,8 @@ class Entry:
         last_time: Last valid time in the files (UTC).
         created: When it was finished (UTC).
         cycle: Key of its cycle; empty outside the cycles.
-        suite: Id of the suite that made it; empty for the installation's own.
-        checkpoint: Name of the weights; empty if the manifest does not say.
+        suite: Id of the suite that computed it; empty for the installation's own.
+        checkpoint: Name of the weights; empty if the manifest does not give it.
         restart_bytes: Size of its restart files; None without any.
         dataset: File that is served as a data set; empty if there is none.
     """
@@ -124,17 +124,17 @@ class Entry:
 
 
 COLUMNS = ", ".join(field.name for field in fields(Entry))
-"""Columns of the table `results` that an entry is made of, in order."""
+"""Columns of the table `results` that make up an entry, in order."""
 
 
 def _text(time: datetime) -> str:
-    """Return ISO 8601 text in UTC that sorts as the times do."""
+    """Return ISO 8601 text in UTC that sorts chronologically."""
     return time.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 @dataclass(frozen=True)
 class ResultFilter:
-    """Conditions on results; None and False set no condition, but for `challengers`.
+    """Conditions on results; None and False set no condition, except for `challengers`.
 
     Attributes:
         kind: One kind, or any of several.
@@ -150,8 +150,8 @@ class ResultFilter:
         created_to: Finished at this time or earlier.
         with_dataset: Only results with a file that is served as a data set.
         with_restart: Only results that can be continued.
-        challengers: Also results of suites on trial, which are left out unless their flavour or
-            their ids are asked for.
+        challengers: Whether to include results of suites on trial, which are left out unless their
+            flavour or ids are given.
     """
 
     kind: str | Collection[str] | None = None

@@ -1,11 +1,11 @@
-"""Describe published results: their manifest, and the pins that keep them from retention.
+"""Describe published results: their manifest, and the pins that exempt them from retention.
 
-A manifest lists the files of a result and everything needed to reproduce it. Manifests are the
-truth about what is published; `worker.results.catalogue` is the index over them.
+A manifest lists the files of a result and everything needed to reproduce it. Manifests are the source
+of truth about published results; `worker.results.catalogue` is the index over them.
 
 A pin is a small file named after the result. It is written before the result is looked up, and
-retention checks for it after moving a result away (and moves it back), so a result that was
-pinned successfully is never deleted.
+retention checks for it after hiding a result (and restores it), so a result that was pinned
+successfully is never deleted.
 """
 
 from datetime import datetime
@@ -47,7 +47,7 @@ _MEDIA = {
 
 
 RESTART_ROLE = "restart"
-"""Role of the file with the latent states, from which a later job may start."""
+"""Role of the restart file with the latent states."""
 
 _DATASETS = (".nc", ".zarr.zip")
 """File names that can be served as a data set, in order of preference."""
@@ -145,7 +145,7 @@ def read_manifest(layout: Layout, analysis_id: str) -> AnalysisManifest:
     try:
         if path.exists() or result_store(layout).bring(analysis_id):
             return AnalysisManifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:  # deleted this moment
+    except FileNotFoundError:  # deleted just now
         pass
     raise StorageError(
         f"Expected a published result '{analysis_id}'; there is none.", analysis_id=analysis_id
@@ -168,7 +168,7 @@ class Pin(Record):
 
 
 def pin(layout: Layout, new: Pin) -> Pin:
-    """Keep a result from retention, and return its pin: the first one if there are several.
+    """Exempt a result from retention, and return its pin: the first one if there are several.
 
     Raises:
         NoSuchAnalysis: If there is no such result.
@@ -211,7 +211,7 @@ def pins(layout: Layout) -> list[Pin]:
 
 
 def _read_pin(layout: Layout, analysis_id: str) -> Pin | None:
-    """Return a pin, or None; a pin whose text was damaged still holds."""
+    """Return a pin, or None; a pin with damaged content still counts."""
     try:
         return Pin.model_validate_json(layout.pin(analysis_id).read_bytes())
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Publish a result: all of it or nothing, once, by the newest attempt only.
+"""Publish a result atomically, once, and only by the newest attempt.
 
 The folder is complete, with its manifest written last, before it is published: by one rename in the
 data folder, by one conditional write of the manifest in a bucket (`worker.results.store`). A worker
-that was taken for dead and comes back is stopped by the gate in the job store, or, should it have
-passed the gate before, by the name being taken. What workers that died left is swept once it is old.
+that lost its lease and resumes is stopped by the fencing token in the job store (`open_gate`), or, if
+it had passed that before, because the name is taken. Leftovers of dead workers are swept after a day.
 
 `latest.json` in the data folder names the newest results, for programs that read files: an entry
 for each kind (`filtering`), and one for each kind and flavour (`filtering/early`,
@@ -49,7 +49,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 900.0
-"""What was computed for minutes is not thrown away while a bucket restarts."""
+"""Seconds for which publication is retried while a bucket is unavailable, so that no result is lost."""
 
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -58,7 +58,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 def staging_folder(job: JobRecord, layout: Layout) -> Iterator[Path]:
     """Provide an empty folder for the files of this attempt; removed unless it was published.
 
-    Leftovers of earlier attempts, which died, are removed as well.
+    Leftovers of earlier attempts are removed as well.
     """
     for left in layout.tmp.glob(f"{job.analysis_id}.*"):
         if left.name != layout.staging(job.analysis_id, job.token).name:
@@ -97,20 +97,20 @@ def publish(
     progress: ProgressReporter,
     patience: float = PATIENCE_SECONDS,
 ) -> PublishOutcome:
-    """Make the finished folder visible under its public name, and return what became of it.
+    """Make the finished folder visible under its public name, and return the outcome.
 
     Arguments:
-        job: As it was claimed.
-        store: The job store, whose gate only the newest attempt passes.
+        job: The claimed job.
+        store: The job store; only the newest attempt passes `open_gate`.
         layout: The data folder, and where results are published.
         staging: The folder with all files and the manifest.
-        progress: Asked whether to go on while a bucket does not answer.
-        patience: A bucket that does not answer is asked again for so many seconds.
+        progress: Checked for a cancel while a bucket is unavailable.
+        patience: Seconds for which an unavailable bucket is retried.
 
     Raises:
         LeaseLost: If a newer attempt holds the job.
         MoveRefused: If the job is being cancelled.
-        BucketUnavailable: If a bucket does not answer for long; the job is tried again later.
+        BucketUnavailable: If a bucket stays unavailable; the job is retried later.
     """
     progress.phase(Phase.PUBLISHING)
     results = result_store(layout)
@@ -125,7 +125,7 @@ def publish(
 
 
 def _patiently(step: Callable[[], T], progress: ProgressReporter, patience: float) -> T:
-    """Return what `step` returns; while the bucket does not answer, wait and ask again."""
+    """Return what `step` returns, with retries while the bucket is unavailable."""
     end, pause = time.monotonic() + patience, 1.0
     while True:
         try:
@@ -142,15 +142,15 @@ def _patiently(step: Callable[[], T], progress: ProgressReporter, patience: floa
 
 
 def send_folders(layout: Layout) -> tuple[int, dict[str, str]]:
-    """Publish in a bucket what was published in the data folder before; safe to run twice.
+    """Move results published in the data folder to the bucket; idempotent.
 
-    What was sent is moved to the copies of what lies in the bucket.
+    The local files become part of the cache of the bucket.
 
     Returns:
-        How many results were sent, and the reason of each that stays where it is.
+        Number of results sent, and the reason for each that was not.
 
     Raises:
-        BucketUnavailable: If the bucket does not answer; what was sent stays there.
+        BucketUnavailable: If the bucket does not respond; results sent so far stay there.
         OSError: If the disk fails.
     """
     results, sent, left = result_store(layout), 0, dict[str, str]()
@@ -179,9 +179,9 @@ _STAGING = re.compile(r"an-.*\.\d+")
 
 
 def sweep_leftovers(layout: Layout, older_than: float = 86_400.0) -> int:
-    """Remove what attempts left untouched for `older_than` seconds; return how many things.
+    """Remove leftovers of attempts, unchanged for `older_than` seconds; return their number.
 
-    The time must be longer than any job, for a folder belongs to a job while it runs.
+    The time must be longer than any job, because the folder of a running job must stay.
     """
     removed = result_store(layout).sweep(older_than)
     for folder in layout.tmp.iterdir():
@@ -190,7 +190,7 @@ def sweep_leftovers(layout: Layout, older_than: float = 86_400.0) -> int:
                 shutil.rmtree(folder)
                 log.info("leftover removed", folder=folder.name)
                 removed += 1
-        except FileNotFoundError:  # its own job was quicker
+        except FileNotFoundError:  # removed by its own job meanwhile
             continue
     return removed
 
@@ -202,7 +202,7 @@ def _touched(folder: Path) -> float:
 def update_latest(layout: Layout) -> bool:
     """Write the newest results to `latest.json`; return whether that changed anything.
 
-    Newer is a later valid time, then a higher revision, then a later end of the job.
+    Results are ordered by valid time, then revision, then the end of the job.
     """
     path = layout.latest_file
     with (layout.root / ".latest.lock").open("w") as lock, Catalogue(layout) as catalogue:

@@ -1,9 +1,9 @@
-"""Say where published results lie: in the data folder, or in a bucket.
+"""Provide storage backends for published results: the data folder, or a bucket.
 
-Who publishes, reads or deletes a result asks `result_store(layout)`. There are two kinds. In the
-data folder a result is a folder, and publication is one rename. In a bucket
-(`worker.results.bucket`) its files are objects, and publication is one conditional write of its
-manifest. Both leave a folder of manifests, `Layout.analyses`, over which the catalogue is made.
+All code that publishes, reads or deletes results uses `result_store(layout)`. In the data folder a
+result is a folder, and publication is one rename. In a bucket (`worker.results.bucket`) its files are
+objects, and publication is one conditional write of its manifest. Both maintain a folder of manifests,
+`Layout.analyses`, from which the catalogue is built.
 """
 
 import errno
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Read = Callable[[int, int], Iterator[bytes]]
-"""Return the bytes of a file from the first to the last position, both included."""
+"""Function that returns the bytes of a file from the first to the last position, both included."""
 
 
 class PublishOutcome(StrEnum):
@@ -49,66 +49,66 @@ class ResultStore(Protocol):
     """Store in which results are published, and from which they are read."""
 
     def prepare(self, staging: Path) -> None:
-        """Bring the files of a finished folder where they are to lie, in nobody's sight yet.
+        """Move the files of a finished folder to their destination, not visible yet.
 
         Raises:
-            BucketUnavailable: Nothing is visible; may be repeated.
+            BucketUnavailable: Nothing is visible; may be retried.
         """
 
     def publish(self, staging: Path, analysis_id: str) -> PublishOutcome:
-        """Make a prepared result visible, whole, unless another attempt has published it.
+        """Make a prepared result visible atomically, unless another attempt has published it.
 
         Raises:
-            BucketUnavailable: It may be visible or not; may be repeated.
+            BucketUnavailable: It may be visible or not; may be retried.
         """
 
     def refresh(self, *, now: bool = False) -> None:
-        """Make the folder of manifests agree with what is published; soon, or `now`.
+        """Synchronise the folder of manifests with the published results; soon, or `now`.
 
         Raises:
             BucketUnavailable: Only `now`.
         """
 
     def bring(self, analysis_id: str) -> bool:
-        """Bring the manifest of a result into that folder; return whether it is published."""
+        """Fetch the manifest of a result into that folder; return whether it is published."""
 
     def file(self, analysis_id: str, name: str) -> Path:
-        """Return a file of a result on this machine; the path of none if there is no such file.
+        """Return the local path of a file of a result; the path does not exist if there is no such file.
 
         Raises:
             BucketUnavailable: If it cannot be fetched now.
         """
 
     def remote(self, analysis_id: str, file: "ManifestFile") -> Read | None:
-        """Return what reads a file where it lies; None if it is on this machine."""
+        """Return a function that reads a file from the bucket; None if it is on this machine."""
 
     def stored_bytes(self, analysis_id: str, file: "ManifestFile") -> int | None:
-        """Return the size of a file where it lies; None if it is missing."""
+        """Return the size of a file in its store; None if it is missing."""
 
     def size(self, analysis_id: str) -> int:
         """Return the bytes that deleting a result would free."""
 
     def replace_manifest(self, manifest: "AnalysisManifest") -> None:
-        """Replace the manifest of a published result, whole."""
+        """Replace the manifest of a published result atomically."""
 
     def remove_files(self, analysis_id: str, files: "list[ManifestFile]") -> None:
         """Delete files of a result that its manifest no longer lists."""
 
     def hide(self, analysis_id: str) -> bool:
-        """Take a result out of everybody's sight; return whether it was there."""
+        """Unpublish a result; return whether it was published."""
 
     def unhide(self, analysis_id: str) -> None:
-        """Publish again what was hidden this moment."""
+        """Republish a result that was just hidden."""
 
     def discard(self, analysis_id: str) -> None:
-        """Delete the bytes of what was hidden."""
+        """Delete the files of a hidden result."""
 
     def sweep(self, older_than: float) -> int:
-        """Delete what attempts that died left untouched for so many seconds; return how many."""
+        """Delete leftovers of dead attempts older than this many seconds; return their number."""
 
 
 def take_into(layout: Layout, staging: Path, analysis_id: str) -> bool:
-    """Give a finished folder its name in the folder of results; return False if that is taken.
+    """Rename a finished folder into the folder of results; return False if its name is taken.
 
     Raises:
         OSError: If the disk fails.
@@ -127,7 +127,7 @@ def take_into(layout: Layout, staging: Path, analysis_id: str) -> bool:
 
 
 class FolderStore:
-    """Results as folders of the data folder: complete before they get their public name."""
+    """Results as folders of the data folder, published by renaming complete folders."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -161,7 +161,7 @@ class FolderStore:
 
     def replace_manifest(self, manifest: "AnalysisManifest") -> None:
         write_atomic(self.layout.manifest(manifest.id), manifest.model_dump_json(indent=2))
-        os.utime(self.layout.analyses)  # catalogues look at manifests again when it was touched
+        os.utime(self.layout.analyses)  # makes catalogues rescan manifests
 
     def remove_files(self, analysis_id: str, files: "list[ManifestFile]") -> None:
         for file in files:
@@ -183,14 +183,14 @@ class FolderStore:
         shutil.rmtree(self.layout.hidden(analysis_id), ignore_errors=True)
 
     def sweep(self, older_than: float) -> int:
-        return 0  # what attempts leave lies in `tmp`, for both kinds of store
+        return 0  # leftovers are in `tmp`, for both kinds of store
 
 
 _opening = threading.Lock()
 
 
 def result_store(layout: Layout) -> ResultStore:
-    """Return where the results of an installation are published: one object for each process.
+    """Return the result store of an installation: one object for each process.
 
     Raises:
         ConfigurationError: If they lie in a bucket, and the extra `objects` is not installed.

@@ -1,7 +1,7 @@
 """Run the tasks of the queue `gpu`, and report what such a worker can do. Imports torch.
 
-A job runs on the worker that claims it. Members of it that other model workers draw meanwhile come
-back to it in parts (`worker.pipeline.parts`), and it publishes the whole.
+A job runs on the worker that claims it. Other model workers may draw some of its members, in parts
+(`worker.pipeline.parts`), which the former combines and publishes.
 """
 
 from datetime import datetime
@@ -55,7 +55,7 @@ def describe_models(models: LoadedModels, report: WorkerReport) -> None:
     report.device = name
     report.capabilities.models = [model.info for model in models.models]
     for entry in OUTPUTS.values():
-        entry.load()  # imported now, not while the first result waits
+        entry.load()  # import now, not when the first result is written
     report.capabilities.formats = {key: entry.description for key, entry in OUTPUTS.items()}
 
 
@@ -101,7 +101,7 @@ def _seconds_since(time: datetime) -> float:
 
 
 def announce(runtime: Runtime, analysis_id: str) -> None:
-    """Send the message that announces a result; the scheduler announces what was missed."""
+    """Enqueue the announcement of a result; the scheduler announces missed ones."""
     try:
         with traces.step("send message"):
             submit(runtime.sender, ANNOUNCE_RESULT, analysis_id)
@@ -122,16 +122,16 @@ def share_members(
     *,
     minimal_batches: bool,
 ) -> MemberSplit | None:
-    """Split the members of a job over the workers that are free; None if it is not worth while.
+    """Distribute the members of a job over idle workers; None if it does not pay off.
 
     Arguments:
-        runtime: Of the worker that holds the job.
-        job: As it was claimed.
+        runtime: Runtime of the worker that holds the job.
+        job: The claimed job.
         folder: Its staging folder.
-        progress: Of the job.
+        progress: Progress of the job.
         loaded: The model.
-        inputs: What members are drawn from.
-        minimal_batches: Whether an attempt before ran out of memory.
+        inputs: Inputs from which members are drawn.
+        minimal_batches: Whether an earlier attempt ran out of memory.
     """
     settings, report = runtime.settings, runtime.report
     if runtime.ranks is not None:
@@ -158,7 +158,7 @@ def _call(runtime: Runtime, job: JobRecord, times: int) -> None:
     try:
         for _ in range(times):
             submit(runtime.sender, DRAW_MEMBERS, job.id, job.priority)
-    except (OperationalError, RedisError, OSError) as error:  # then we draw all of them
+    except (OperationalError, RedisError, OSError) as error:  # this worker then draws all
         log.warning("no help", id=job.id, reason=str(error))
 
 
@@ -174,8 +174,8 @@ class _PartProgress(ProgressReporter):
 def draw_members_task(self: "Task[Any, Any]", job_id: str, version: int) -> None:
     """Draw parts of the members of a running job until none is left.
 
-    An error ends the help and not the job: the worker that holds it takes the part again, and meets
-    the error itself if it is one of the job.
+    An error ends this task and not the job: the worker that holds the job takes the part again, and
+    meets the error itself if the job causes it.
     """
     runtime: Runtime = self.app.runtime
     worker, lifetime = runtime.report.name, runtime.settings.lease
@@ -203,7 +203,7 @@ def _goes_on(job: JobRecord, board: PartBoard) -> bool:
 
 def _draw(runtime: Runtime, job: JobRecord, board: PartBoard) -> None:
     times = runtime.settings
-    lease = Lease(runtime.stores.jobs, job.id, board.token, times.lease)  # not entered: only asked
+    lease = Lease(runtime.stores.jobs, job.id, board.token, times.lease)  # only checked
     progress = _PartProgress(
         runtime.stores.jobs,
         lease,

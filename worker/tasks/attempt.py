@@ -1,15 +1,14 @@
-"""Attempt the work on a record once: claim it, hold a lease, do the work, write the outcome down.
+"""Run one attempt at a record: claim it, hold a lease, do the work, record the outcome.
 
-This is the one place where errors are caught broadly: no error kills a worker, every error becomes
-the state of a record. An error that may pass (`retryable`: storage, broker, memory, a stopping
-worker) puts the record back to waiting, with the reason and the time of the next attempt in it,
-and Celery sends the message again: `Task.retry` after a pause that doubles with each attempt, with
-jitter, or `Reject` at once when this worker stops.
+Only here are errors caught broadly: no error kills a worker, and every error is recorded as the state
+of a record. A transient error (`retryable`: storage, broker, memory, a stopping worker) puts the record
+back to waiting, with the reason and the time of the next attempt, and Celery sends the message again:
+`Task.retry` with exponential back-off and jitter, or `Reject` at once when this worker stops.
 
-An upload was accepted, so a fault of ours is no reason to give it up: while the disk is full, the
-data folder fails or the broker is away it is tried again for ever. Where the upload may have a part
-in the fault (memory, a decoder that was killed), attempts are bounded and the upload fails in the
-end; a person can have it retried (`BatchStore.retry`).
+An accepted upload is never given up because of a fault of the service: while the disk is full, the data
+folder fails or the broker is unavailable it is retried without limit. If the upload itself may have
+caused the fault (memory, a decoder that was killed), attempts are limited and the upload finally fails;
+a user can retry it (`BatchStore.retry`).
 """
 
 import errno
@@ -59,14 +58,14 @@ _NEVER_THE_UPLOAD = frozenset({"disk_full", "disk_low", "storage_error", "broker
 
 
 class DecodedAlone(AppaError):
-    """A small upload whose decoding ended early beside others: it is decoded alone, at once."""
+    """Decoding of a small upload together with others ended early: it is decoded alone, at once."""
 
     code = "decoded_alone"
     retryable = True
 
 
 class Retrying(Protocol):
-    """What `attempt` needs of a bound Celery task."""
+    """The part of the interface of a bound Celery task that `attempt` uses."""
 
     def retry(self, **options: Any) -> BaseException:
         """Send the message again after `countdown` seconds, as `celery.Task.retry` does."""
@@ -74,13 +73,13 @@ class Retrying(Protocol):
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return the problem to keep in the record of a job or batch that met `error`."""
+    """Return the problem to store in the record of a job or batch after `error`."""
     if isinstance(error, OSError) and is_disk_full(error):
         return Problem(
             code="disk_full",
             message=f"The data folder is full ({error}); free space. A job that has failed must be "
             "submitted again.",
-            retryable=error.errno != errno.EFBIG,  # a limit of the process stays as it is
+            retryable=error.errno != errno.EFBIG,  # a limit of the process does not change
         )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         message = str(error) or "out of memory"
@@ -97,7 +96,7 @@ def problem_of(error: Exception) -> Problem:
 
 
 def problem_of_upload(error: Exception) -> Problem:
-    """Return the problem to keep in the record of an upload; faults of ours are retryable."""
+    """Return the problem to store in the record of an upload; faults of the service are retryable."""
     if is_disk_full(error):
         return Problem(
             code="disk_full",
@@ -112,7 +111,7 @@ def problem_of_upload(error: Exception) -> Problem:
 
 
 def known_version(store: JobStore | BatchStore, record_id: str, version: int) -> bool:
-    """Return whether this code understands a message of `version`; fail the record otherwise."""
+    """Return whether a message of `version` is supported; otherwise fail the record."""
     if version == MESSAGE_VERSION:
         return True
     message = f"Expected a message of version {MESSAGE_VERSION}; got {version}. Update the worker."
@@ -127,17 +126,17 @@ def known_version(store: JobStore | BatchStore, record_id: str, version: int) ->
 def attempt(
     task: Retrying, runtime: Runtime, store: JobStore | BatchStore, record_id: str, body: Body
 ) -> None:
-    """Claim a record, run `body` under a lease and write the outcome down.
+    """Claim a record, run `body` under a lease and record the outcome.
 
     Arguments:
         task: The bound Celery task that received the message.
-        runtime: Of this process.
+        runtime: Runtime of this process.
         store: Jobs or batches.
-        record_id: From the message; a duplicate of a message finds nothing to do.
-        body: The work; it finishes the record itself when it succeeds.
+        record_id: Id from the message; a duplicate message has no effect.
+        body: The work; it finishes the record itself on success.
 
     Raises:
-        celery.exceptions.Retry: After an error that may pass; the next message is sent.
+        celery.exceptions.Retry: After a transient error; the next message is sent.
         celery.exceptions.Reject: When this worker stops; the message returns to its queue.
     """
     waiting = store.find(record_id)
@@ -169,7 +168,7 @@ def _claim(
             with runtime.busy_with(record_id), lease:
                 _run(task, runtime, store, record, lease, body)
         except RedisError as error:
-            # Nothing can be written down now; the reaper finds the record when the server is back.
+            # The outcome cannot be recorded now; the reaper finds the record when Redis is back.
             log.error("outcome not stored", id=record_id, error=str(error))
 
 
@@ -180,14 +179,14 @@ def attempt_together(
     records: Sequence[BatchRecord],
     body: Callable[[Sequence[BatchRecord], SharedLease], Mapping[str, IngestSummary | Exception]],
 ) -> None:
-    """Run `body` for claimed batches together and write the outcome of each down, each by itself.
+    """Run `body` for several claimed batches together, and record the outcome of each.
 
     Arguments:
-        task: The bound Celery task that received the message which led to them.
-        runtime: Of this process.
+        task: The bound Celery task that received the message for them.
+        runtime: Runtime of this process.
         store: The batches.
-        records: As they were claimed.
-        body: The work; returns what came out of each, or the error it met.
+        records: The claimed batches.
+        body: The work; returns the summary or the error of each.
     """
     tokens = {record.id: record.token for record in records}
     with traces.work(INGEST_BATCH, *records, **_described(*records)):
@@ -205,7 +204,7 @@ def attempt_together(
                     outcomes = {record.id: error for record in records}
                 _end_all(task, runtime, store, records, outcomes)
         except RedisError as error:
-            # Nothing can be written down now; the reaper finds the records when the server is back.
+            # The outcome cannot be recorded now; the reaper finds the records when Redis is back.
             log.error("outcomes not stored", ids=list(tokens), error=str(error))
 
 
@@ -216,7 +215,7 @@ def _end_all(
     records: Sequence[BatchRecord],
     outcomes: Mapping[str, IngestSummary | Exception],
 ) -> None:
-    """Write down what came out of each of several batches."""
+    """Record the outcome of each of several batches."""
     done = {i: o for i, o in outcomes.items() if not isinstance(o, Exception)}
     refused = store.finish_all([r for r in records if r.id in done], done)
     for record in records:
@@ -231,7 +230,7 @@ def _end_all(
 
 
 def _about(record: JobRecord | BatchRecord) -> tuple[str, str]:
-    """Return the labels of a record in measures: what it is, and its kind or lane."""
+    """Return the labels of a record in metrics: its noun, and its kind or lane."""
     return ("batch", record.lane.value) if isinstance(record, BatchRecord) else ("job", record.kind)
 
 
@@ -244,7 +243,7 @@ def _described(*records: JobRecord | BatchRecord) -> dict[str, str | int]:
 def _begin(
     runtime: Runtime, waiting: JobRecord | BatchRecord | None, record: JobRecord | BatchRecord
 ) -> None:
-    """Count an attempt. It is pushed at once, for the worker may be killed over it."""
+    """Count an attempt, and push at once because the worker may be killed during it."""
     runtime.measures.attempts.labels(*_about(record)).inc()
     if isinstance(record, JobRecord):
         since = waiting.retry_at if waiting and waiting.retry_at else record.created
@@ -266,7 +265,7 @@ def _end(
     record: BatchRecord,
     error: Exception,
 ) -> None:
-    """Write the error of one of several batches down; its next message is its own."""
+    """Record the error of one of several batches; its retry has a separate message."""
 
     def body(batch: BatchRecord, _: Any) -> None:
         if isinstance(error, DecodedAlone):
@@ -279,7 +278,7 @@ def _end(
     try:
         _run(message, runtime, store, record, None, body, done=DecodedAlone.code)
     except Retry:
-        return  # sent already; the task itself goes on
+        return  # already sent; the task itself continues
     except Reject:
         large = record.lane is Lane.LARGE
         submit_batch(runtime.sender, runtime.stores.workers, record.id, large=large)
@@ -287,7 +286,7 @@ def _end(
 
 @dataclass(frozen=True)
 class _OwnMessage:
-    """Sends a message about another record than the one in the task's own message."""
+    """Send a message about another record than that of the task's own message."""
 
     task: Retrying
     record_id: str
@@ -332,7 +331,7 @@ def _run(
 def _after_refusal(
     store: JobStore | BatchStore, record: JobRecord | BatchRecord, refused: MoveRefused
 ) -> None:
-    """A cancel may have come in while an error was on its way; else the record has its outcome."""
+    """Confirm a cancel that arrived during the attempt; otherwise the record has its outcome already."""
     state, token = store.state_and_token(record.id)
     if isinstance(store, JobStore) and state == JobState.CANCELLING and token == record.token:
         store.confirm_cancel(record.id, record.token)
@@ -347,7 +346,7 @@ def _settle(
     record: JobRecord | BatchRecord,
     error: Exception,
 ) -> None:
-    """Write a failed attempt down: to be retried, rejected or failed."""
+    """Record a failed attempt: retry, reject or fail."""
     uploaded = isinstance(store, BatchStore)
     problem = problem_of_upload(error) if uploaded else problem_of(error)
     expected = isinstance(error, InvalidInput)
@@ -393,10 +392,10 @@ def _retry(
     record: JobRecord | BatchRecord,
     problem: Problem,
 ) -> BaseException:
-    """Put the record back to waiting and send its message for later; return what Celery raises.
+    """Put the record back to waiting and schedule its message; return the exception for Celery.
 
-    The pause is drawn between 0 and a bound that doubles with each attempt, so that jobs that
-    failed together do not come back together.
+    The pause has full jitter: it is drawn between 0 and a bound that doubles with each attempt, so that
+    jobs that failed together are not retried together.
     """
     settings = runtime.settings
     pause = get_exponential_backoff_interval(

@@ -1,9 +1,9 @@
 """Run the tasks of the ingest queues, and report what such a worker can do. Imports no torch.
 
-A message about a small upload has all small uploads taken that wait, up to a number: they are
-decoded in turn, each sender's in a child of their own, and written in one commit, and each record
-ends by itself. A message about a large one takes one large upload, the oldest of the sender whose
-turn it is. An upload that was begun before, and whose attempt failed, is ingested alone.
+A message about a small upload covers all waiting small uploads, up to a maximum: they are decoded in
+turn, those of each sender in a separate child, and written in one commit; each record has its own
+outcome. A message about a large upload covers one large upload, the oldest of the next sender in turn.
+An upload with an earlier failed attempt is ingested alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ from worker.tasks.attempt import DecodedAlone, attempt, attempt_together, known_
 __all__ = ["MOST_TOGETHER", "describe_ingest", "ingest_batch_task"]
 
 MOST_TOGETHER = 64
-"""Small uploads of one task: what one commit holds, and what a lost worker has to begin anew."""
+"""Maximum number of small uploads per task and commit, which are all repeated if a worker is lost."""
 
 log = structlog.get_logger()
 
@@ -81,7 +81,7 @@ def _take_small(task: "Task[Any, Any]", runtime: Runtime, batch_id: str) -> None
         most=MOST_TOGETHER,
         most_bytes=_MOST_BYTES,
     )
-    if more and store.call(Lane.SMALL, CALL_LIFETIME):  # for another process, or for later
+    if more and store.call(Lane.SMALL, CALL_LIFETIME):  # for another process, or later
         submit_batch(runtime.sender, runtime.stores.workers, batch_id, large=False)
     if taken:
         attempt_together(task, runtime, store, taken, partial(_together, runtime))
@@ -112,7 +112,7 @@ def _one_by_one(
 def _together(
     runtime: Runtime, batches: Sequence[BatchRecord], lease: SharedLease
 ) -> dict[str, Outcome]:
-    """Ingest small uploads with one commit; return what came out of each, or its error."""
+    """Ingest small uploads with one commit; return the summary or the error of each."""
     store = ObservationStore.of(runtime.layout)
     found: dict[str, Outcome] = {}
     fresh: list[BatchRecord] = []
@@ -132,7 +132,7 @@ def _together(
         for batch in fresh:
             if batch.id not in found and batch.id not in ready:
                 found[batch.id] = _decoded_alone()
-    except Exception as error:  # of ours: those that it kept from being decoded come again
+    except Exception as error:  # our own fault: retry those not decoded
         found.update({b.id: error for b in fresh if b.id not in found and b.id not in ready})
     held = lease.held()
     for name in ready.keys() - held:
@@ -172,7 +172,7 @@ def _prepare(
 def _publish(
     store: ObservationStore, ready: Mapping[str, NewBatch], found: dict[str, Outcome]
 ) -> None:
-    """Publish all that is ready; where one is refused, each by itself."""
+    """Publish all uploads that are ready together; if one is refused, one by one."""
     if not ready:
         return
     try:

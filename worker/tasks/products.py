@@ -1,6 +1,6 @@
-"""Run the tasks of the queue `products`: all that follows from a published result.
+"""Run the tasks of the queue `products`, which follow the publication of a result.
 
-The events of a result are emitted when it is published, and again if that was missed.
+The events of a result are emitted when it is published, or later if that was missed.
 """
 
 import time
@@ -34,9 +34,9 @@ _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> None:
-    """Update `latest.json` and the verification series, and emit the events; safe to run twice.
+    """Update `latest.json` and the verification series, and emit the events; idempotent.
 
-    Of a challenger's result nobody is told: it only joins the series.
+    No event is emitted for a challenger's result, which is only added to the series.
 
     Raises:
         OSError: If `latest.json` cannot be written.
@@ -66,7 +66,7 @@ def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
 
 
 def describe(manifest: AnalysisManifest) -> dict[str, Any]:
-    """Return the data of a result's event: enough to decide whether to fetch it, and what."""
+    """Return the data of a result's event, sufficient to decide what to fetch."""
     values = manifest.model_dump(mode="json")
     names = ("kind", "flavour", "revision", "valid_time", "created", "members", "flags", "job_id")
     return {
@@ -79,16 +79,16 @@ def describe(manifest: AnalysisManifest) -> dict[str, Any]:
 
 
 class MissedResults:
-    """Announces results that were published but not announced because a process died in between.
+    """Announce results that were published but not announced because a process died in between.
 
-    What was announced is known to Redis alone. When Redis has lost its data, all results look
-    unannounced; then only those published from that moment on are looked at.
+    Only Redis stores which results were announced. After it has lost its data all results appear
+    unannounced; then only those published from that time on are considered.
 
     Arguments:
         layout: The data folder.
         events: The events emitted so far.
         every: Seconds between two scans.
-        back: Results older than so many seconds are left alone.
+        back: Maximum age in seconds of results to consider.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class MissedResults:
         self._seen: set[str] = set()
 
     def tick(self) -> int:
-        """Scan if the last scan is old enough; return how many results were announced."""
+        """Scan if the last scan is old enough; return the number of announced results."""
         if time.monotonic() - self._looked < self.every:
             return 0
         self._looked = time.monotonic()
@@ -117,7 +117,7 @@ class MissedResults:
                 continue
             if not self.events.emitted(EventType.ANALYSIS_PUBLISHED, name):
                 manifest = self._catalogue.find(name)
-                if manifest is None:  # deleted this moment
+                if manifest is None:  # deleted just now
                     continue
                 try:
                     announce(self.layout, self.events, manifest)
@@ -138,7 +138,7 @@ class MissedResults:
         return found
 
     def _remembered_since(self, now: datetime) -> datetime:
-        """Return since when Redis knows what was announced; a marker tells that it once knew."""
+        """Return since when Redis has recorded announcements; a marker file reveals lost records."""
         redis, marker = self.events.redis, self.layout.announced_file
         key = self.events.keys.once("announcements-since")
         kept: Any = redis.get(key)
@@ -148,7 +148,7 @@ class MissedResults:
                 log.warning("redis lost its data", announced="results from now on")
             redis.set(key, (now if lost else _EVER).isoformat(), nx=True)
             kept = redis.get(key)
-        with suppress(OSError):  # no room even for a name
+        with suppress(OSError):  # disk full
             marker.touch()
         return datetime.fromisoformat(str(kept))
 
@@ -174,7 +174,7 @@ def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int)
         return
     try:
         manifest = read_manifest(runtime.layout, analysis_id)
-    except StorageError as error:  # deleted since: a retry would not bring it back
+    except StorageError as error:  # deleted meanwhile: a retry is pointless
         log.warning("not announced", id=analysis_id, reason=error.message)
         return
     with _for_the_job_of(runtime, manifest):
@@ -190,7 +190,7 @@ def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int)
 
 
 def _for_the_job_of(runtime: Runtime, manifest: AnalysisManifest) -> AbstractContextManager[None]:
-    """Return what continues the trace of a result's job, as long as its record is kept."""
+    """Return a context that continues the trace of a result's job, if its record still exists."""
     try:
         job = runtime.stores.jobs.find(manifest.job_id)
     except RedisError:

@@ -186,7 +186,7 @@ class AppaClient:
         return [Batch.model_validate(item) for item in page["items"]]
 
     def retry_batch(self, batch_id: str) -> Batch:
-        """Have an upload ingested anew that failed, was rejected, or waits after a fault."""
+        """Retry the ingest of an upload that failed, was rejected, or waits after a fault."""
         return Batch.model_validate(self._json(Call("POST", f"/v1/observations/{batch_id}/retry")))
 
     def wait_batch(self, batch_id: str, timeout: float | None = None) -> Batch:
@@ -205,7 +205,7 @@ class AppaClient:
         return batch
 
     def sources(self) -> list[SourceStatus]:
-        """Return the sources that fill the store by themselves, by name."""
+        """Return the subscriptions that deliver observations, by name."""
         return [SourceStatus.model_validate(item) for item in self._get("/v1/sources")]
 
     def observations(self, format: str = "parquet", **filters: Any) -> bytes:
@@ -256,7 +256,7 @@ class AppaClient:
                 yield event
                 if event.type == "done":
                     return
-        # Its last event was seen, and the connection lost before `done`.
+        # The connection was lost after the last event, before `done`.
         yield JobEvent("done", self._get(f"/v1/jobs/{job_id}"), last)
 
     def wait(self, job_id: str, on_event: Callable[[JobEvent], None] | None = None) -> Job:
@@ -548,7 +548,7 @@ class AppaClient:
         return response.status_code == 200
 
     def readiness(self) -> Readiness:
-        """Return every check of the gateway, whether it is ready or not; asked once, never again.
+        """Return every check of the gateway, whether it is ready or not; the request is not retried.
 
         Raises:
             GatewayError: If what answers gives no checks.

@@ -9,7 +9,7 @@ import torch
 
 from lab.osse.cases import observe_case
 from lab.osse.cycled_skill import CycleSettings, score_cycles
-from lab.osse.cycling import AnalysisChain, mean_only
+from lab.osse.cycling import AnalysisChain, mean_settings
 from lab.osse.skill import without_network
 from lab.training.background_errors import BackgroundErrors, first_guess, fit_errors
 from model.assimilate import assimilate, recommended_settings
@@ -53,7 +53,7 @@ def test_without_new_information_the_background_is_kept(informed):
 
 def test_the_mean_of_cheap_members_is_the_mean(informed):
     exact, cheap = chain_of(informed), chain_of(informed)
-    cheap.settings = mean_only(recommended_settings(informed))
+    cheap.settings = mean_settings(recommended_settings(informed))
     exact.start(START)
     cheap.start(START)
     cheap.last = exact.last

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
-from lab.training.background_errors import first_guess, know_errors
+from lab.training.background_errors import attach_background_errors, first_guess
 from lab.training.denoiser_batches import AnalysisErrors, Batches, draw_profile
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
 from lab.training.export import adopt_session
@@ -268,7 +268,7 @@ def test_a_session_learns_from_what_backgrounds_erred_by(model, tmp_path):
         run(settings, tmp_path / "refused", str(tmp_path / "plain"), *given)
 
     knowing = copy(model)
-    know_errors(knowing, first_guess(model.denoise.base, 0.7), 0.4, 2)
+    attach_background_errors(knowing, first_guess(model.denoise.base, 0.7), 0.4, 2)
     save_checkpoint(knowing, tmp_path / "knowing")
     about = run(settings, tmp_path / "session", str(tmp_path / "knowing"), *given)
     assert about["steps"] == 3

@@ -24,7 +24,7 @@ from lab.tiny_model import tiny_model
 from lab.training.datasets import ChannelStatistics, StateStore, build_cache
 from lab.training.export import unpack_bundle
 from lab.training.loop import prefetched
-from lab.training.streaming import StateStream, dealt
+from lab.training.streaming import StateStream, batch_positions
 from lab.training.train_autoencoder import AutoencoderTraining, train_autoencoder
 from lab.training.train_denoiser import DenoiserTraining, Latents, train_denoiser
 from model.autoencoder import Autoencoder, AutoencoderConfig
@@ -148,13 +148,14 @@ def test_every_epoch_deals_each_state_once_to_one_rank():
             position
             for number in (2 * epoch, 2 * epoch + 1)
             for rank in range(world)
-            for position in dealt(number, batch, count, 7, rank, world)
+            for position in batch_positions(number, batch, count, 7, rank, world)
         ]
         assert sorted(seen) == list(range(count))
         orders.append(seen)
     assert orders[0] != orders[1]
     assert (
-        dealt(5, batch, count, 7, 1, world).tolist() == dealt(5, batch, count, 7, 1, world).tolist()
+        batch_positions(5, batch, count, 7, 1, world).tolist()
+        == batch_positions(5, batch, count, 7, 1, world).tolist()
     )
 
 

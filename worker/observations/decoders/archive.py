@@ -1,12 +1,13 @@
-"""Decode compressed files and archives: gzip, bzip2, xz, zstd, tar and zip, one in another.
+"""Decode compressed files and archives, also nested: gzip, bzip2, xz, zstd, tar and zip.
 
 Each file inside is recognised by its content and decoded like an upload of its own; its name, which
 may carry the heading of a bulletin, goes with it, and its rows and reasons are counted under that
 name. Names are labels only: files are unpacked one at a time into the private folder of the
 limited process.
 
-What comes out is bounded, whatever the headers say: bytes in all, bytes against the size of the
-upload, number of files, depth, and values, of which all files together may hold as many as one.
+The output is limited, whatever the headers say, against decompression bombs: total bytes, ratio to the
+size of the upload, number of files, depth of nesting, and values (as many for all files together as for
+a single file).
 """
 
 import bz2
@@ -37,15 +38,15 @@ __all__ = ["MOST_BYTES", "MOST_FILES", "decode_archive"]
 
 MOST_BYTES = 4_000_000_000
 MOST_RATIO = 200
-"""Bytes that come out for each that went in; fields of zeros reach a hundred."""
+"""Maximum compression ratio; fields of zeros reach a hundred."""
 LEAST_BYTES = 100_000_000
-"""Bytes that may come out of however small a file."""
+"""Bytes allowed from any file, however small."""
 MOST_FILES = 20_000
 DEEPEST = 3
-"""`.zip` of `.tar.gz`: three layers."""
+"""Maximum depth: a `.zip` of `.tar.gz` has three layers."""
 _BLOCK = 1 << 20
 _MEMBER = 40
-"""Bits of a message's offset in the mark of the current message; the number of the file above."""
+"""Bits of the offset in the mark of the current message; the higher bits hold the file number."""
 _LISTED = 1_000
 _NAME = 200
 _UNREADABLE = (
@@ -60,12 +61,12 @@ _UNREADABLE = (
     zlib.error,
     struct.error,
 )
-"""What the libraries raise for files that are damaged, cut off or encrypted."""
+"""Exceptions of the libraries for damaged, truncated or encrypted files."""
 
 
 @dataclass
 class _Budget:
-    """What may still come out of an upload."""
+    """Remaining output allowed for an upload."""
 
     left: int
     files: int = 0
@@ -114,7 +115,7 @@ def decode_archive(path: Path, context: DecodeContext) -> Decoded:
         except DecodeError as error:
             if is_our_fault(error):
                 raise
-            # What came before the bomb is kept, as what comes before a broken message is.
+            # Files before the bomb are kept, like messages before a broken one.
             report.reject(error.context["reason"], 0, size, error.message)
     report.size = size
     if not budget.files and not report.rejected:
@@ -168,7 +169,7 @@ def _add(report: DecodeReport, of_member: DecodeReport, label: str) -> None:
 def _files(
     path: Path, name: str, folder: Path, budget: _Budget, report: DecodeReport, depth: int
 ) -> Iterator[tuple[str, Path]]:
-    """Yield name and place of each file that is no archive; a place holds until the next file."""
+    """Yield name and path of each file that is no archive; a path is valid until the next file."""
     with path.open("rb") as file:
         kind = _kind(file.read(HEAD_BYTES))
     if not kind:
@@ -196,14 +197,14 @@ def _files(
     except DecodeError:
         raise
     except _UNREADABLE as error:
-        if is_our_fault(error):  # no room to unpack: the file may be good
+        if is_our_fault(error):  # disk full: the file may be good
             raise
         what = f"{_label(name)}: {kind} data damaged, cut off or encrypted ({error})"
         report.reject("undecodable", 0, path.stat().st_size, what)
 
 
 def _kind(head: bytes) -> str:
-    """Return how a file is packed, "" if it is not."""
+    """Return the compression or archive format of a file, "" if it is none."""
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
             return kind
@@ -256,7 +257,7 @@ def _zip(path: Path, name: str, kind: str) -> _Members:
 
 
 def _unpack(stream: IO[bytes], place: Path, budget: _Budget) -> None:
-    """Write what comes out to a file of the private folder, within the budget."""
+    """Decompress a stream to a file of the private folder, within the budget."""
     with place.open("wb") as out:
         while block := stream.read(_BLOCK):
             budget.take(len(block))

@@ -1,6 +1,6 @@
-"""Define what a decoder takes and returns: its context, its report, and steps all share.
+"""Define the interface of decoders: context, report, and helpers shared by all.
 
-Nothing is dropped silently: every message of a file ends as decoded, or as one of `REASONS`.
+Nothing is dropped silently: every message of a file is either decoded or rejected for one of `REASONS`.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 KEPT_QUARANTINED = 100
-"""Messages set aside that a report lists one by one; beyond it they are only counted."""
+"""Maximum number of rejected messages listed in a report; further ones are only counted."""
 
 REASONS: Mapping[str, str] = {
     # the file
@@ -200,14 +200,14 @@ class MessageLimits:
 
 
 class FileBudget:
-    """Counts the values of a file against what a file of its size may hold.
+    """Limit the number of values of a file by its size.
 
-    Few bytes may stand for millions of values (constant fields, repeated rows), which take
-    minutes to decode. Real files hold less than a value in two bits; small ones get a flat sum.
+    A small file may expand to millions of values (constant fields, repeated rows), which take minutes
+    to decode. Real files hold less than one value per two bits; small files get a fixed minimum.
 
     Arguments:
-        size: Of the file in bytes.
-        expansion: Bytes that come out of an archive for each of them; 1 for other files.
+        size: Size of the file in bytes.
+        expansion: Compression ratio allowed for an archive; 1 for other files.
     """
 
     FLAT = 20_000_000
@@ -235,7 +235,7 @@ class FileBudget:
 
 
 def _no_mark(offset: int) -> None:
-    """Ignore the offset; the default where nobody watches the progress of decoding."""
+    """Ignore the offset; the default if the progress of decoding is not monitored."""
 
 
 @dataclass(frozen=True)
@@ -246,14 +246,14 @@ class DecodeContext:
         batch_id: The upload.
         received_time: Its arrival at the gateway (aware, UTC).
         limits: Bounds for one message.
-        options: What the sender chose, by name; the schema is the format's (`decoders/options.py`).
-        file_name: As the sender called it; empty where the path has that name.
-        stations: Path of the list of stations of the installation, empty for none.
+        options: Options chosen by the sender; each format has a schema (`decoders/options.py`).
+        file_name: Name given by the sender; empty if the path has that name.
+        stations: Path of the installation's list of stations, empty for none.
         byte_range: First byte, and the one after the last, in which messages to decode begin;
             None for the whole file.
-        skip: Messages that brought an earlier process down, with the reason by offset.
+        skip: Messages that crashed an earlier process, with the reason by offset.
         mark: Called with the offset of each message before it is opened.
-        archive: What the files of an archive share; None for a file by itself.
+        archive: State shared by the files of an archive; None for a single file.
     """
 
     batch_id: str = "local"
@@ -302,12 +302,12 @@ def finish(table: pa.Table, report: DecodeReport) -> Decoded:
 
 
 def strip_texts(values: Iterable[Any]) -> np.ndarray:
-    """Return values as strings without the blanks and NULs that formats pad them with."""
+    """Return values as strings without padding (blanks and NULs)."""
     return np.array([text_of(value).strip("\x00 ") for value in values], dtype=object)
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text; a whole number has no decimals, as identifiers have none."""
+    """Return a value as text; whole numbers without decimals, because identifiers have none."""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return str(value)
@@ -318,7 +318,7 @@ _LOST_ZERO = r"^[1-9]\d{3}$"
 
 
 def padded_numbers(ids: np.ndarray, networks: np.ndarray) -> np.ndarray:
-    """Return identifiers of a column of numbers, which lost the zero that WMO blocks 01 to 09 begin with.
+    """Restore the leading zero of WMO block numbers 01 to 09 in identifiers read from a numeric column.
 
     Arguments:
         ids: Texts, with shape (rows,).
@@ -332,11 +332,11 @@ def padded_numbers(ids: np.ndarray, networks: np.ndarray) -> np.ndarray:
 
 
 def parse_times(texts: np.ndarray) -> np.ndarray:
-    """Return ISO 8601 texts as datetime64[ns] in UTC, NaT where a text is none; no zone is UTC.
+    """Parse ISO 8601 texts to datetime64[ns] in UTC, NaT if invalid; texts without a zone are UTC.
 
-    A date without a clock, such as `2025-01`, is no time of an observation.
+    A date without a time of day, such as `2025-01`, is invalid as the time of an observation.
     """
-    import pandas as pd  # noqa: PLC0415 (memory that decoding BUFR does without)
+    import pandas as pd  # noqa: PLC0415 (heavy; not needed to decode BUFR)
 
     series = pd.Series(texts, dtype=object)
     parsed = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
@@ -346,22 +346,22 @@ def parse_times(texts: np.ndarray) -> np.ndarray:
 
 
 _FIRST_SECOND, _LAST_SECOND = -9_214_560_000, 9_214_646_400
-"""1678-01-01 and 2262-01-01, between which nanoseconds count."""
+"""1678-01-01 and 2262-01-01, the range of int64 nanoseconds."""
 
 
 def nanoseconds(times: np.ndarray) -> np.ndarray:
     """Return times of any resolution as datetime64[ns]; NaT outside 1678 to 2262."""
     seconds = times.astype("datetime64[s]").astype(np.int64)
     inside = ~np.isnat(times) & (seconds >= _FIRST_SECOND) & (seconds < _LAST_SECOND)
-    # In the resolution it came in: beyond these years the nanoseconds would wrap around.
+    # Compare in the original resolution: outside these years nanoseconds would overflow.
     return np.where(inside, times, np.datetime64("NaT")).astype("datetime64[ns]")
 
 
 class Decoder(Protocol):
-    """Decodes a whole file.
+    """Decode a whole file.
 
     A message that cannot be used is counted in the report, never fatal. Raises `DecodeError`,
-    with `reason=` one of `REASONS` in its context, only when the file as a whole is of no use.
+    with `reason=` one of `REASONS` in its context, only if the file as a whole cannot be used.
     """
 
     def __call__(self, path: Path, context: DecodeContext) -> Decoded:

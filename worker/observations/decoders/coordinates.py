@@ -1,9 +1,9 @@
-"""Read positions and levels in the units that a file names; doubt those that it leaves unnamed.
+"""Convert positions and levels to Pa and degrees; refuse implausible values in unstated units.
 
-Tables and many netCDF files name no units. Where their numbers make sense only in another unit than
-the usual one, the file is refused, and a decoder option says which unit it is: pressures that are
-all below 1100 are hPa rather than Pa, and positions that all lie within pi of 0N 0E, where there is
-no land, are radians rather than degrees.
+Tables and many netCDF files state no units. If their numbers are plausible only in another unit than
+the usual one, the file is refused, and a decoder option can state the unit: pressures that are all
+below 1100 are hPa rather than Pa, and positions that all lie within pi of 0N 0E, where there is no
+land, are radians rather than degrees.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ _AGREEMENT = 0.5
 
 
 def has_place(angle: Floats) -> BoolArray:
-    """Return where a latitude or longitude is one: -999, 999.999 and the like stand for none.
+    """Return where a latitude or longitude is valid: -999, 999.999 and the like are fill values.
 
     Latitudes from 90 to 360 degrees pass; the domain check rejects them by name.
     """
@@ -36,12 +36,12 @@ def has_place(angle: Floats) -> BoolArray:
 
 
 def pascal_factor(pressure: Floats, chosen: str | None, where: str) -> float:
-    """Return what turns pressures of unnamed units into Pa.
+    """Return the factor from pressures in unstated units to Pa.
 
     Arguments:
         pressure: Vertical coordinates, NaN where there is none.
         chosen: The sender's option `pressure_units`.
-        where: What they are, for the message.
+        where: Their name, for the error message.
 
     Raises:
         DecodeError: If all are below 1100 and no unit was chosen.
@@ -62,10 +62,10 @@ def pascal_factor(pressure: Floats, chosen: str | None, where: str) -> float:
 def pressures_by_height(
     pressure: Floats, height: Floats, chosen: str | None, report: DecodeReport
 ) -> Floats:
-    """Return pressures in Pa, where heights in m beside them tell hPa from Pa.
+    """Return pressures in Pa, distinguishing hPa from Pa by heights in m of the same rows.
 
     Raises:
-        DecodeError: If all are below 1100 and heights do not tell.
+        DecodeError: If all are below 1100 and there are no heights to decide.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.log(pressure / pressure_at_height(height))
@@ -89,9 +89,9 @@ def degrees_factor(
     networks: NDArray[Any],
     stations: NDArray[Any],
 ) -> float:
-    """Return what turns positions of unnamed units into degrees.
+    """Return the factor from positions in unstated units to degrees.
 
-    One station at sea may well be within pi degrees of 0N 0E; that is noted only, as
+    A single station at sea may be within pi degrees of 0N 0E; that is only noted in the report, as
     `positions_within_pi`.
 
     Raises:

@@ -1,12 +1,12 @@
 """Decode CREX, the character form of BUFR (WMO Manual on Codes, volume I.2, FM 95).
 
 Descriptors are those of BUFR with letters for their kinds (`B12001` is 0 12 001, `D` a sequence, `R` a
-replication), values are decimal numbers between blanks, `/` where missing. So the families of BUFR
-reports decode them. Scales are those of BUFR, temperatures are in degrees Celsius. Elements that
-no table knows are skipped: in CREX the next value is found without their width.
+replication), values are decimal numbers separated by blanks, `/` where missing. The report families of
+BUFR therefore decode them. Scales are those of BUFR, temperatures are in degrees Celsius. Elements in
+no table are skipped, which CREX allows because values are separated by blanks.
 
-With `E` after the descriptors each value begins with a check digit, the units of its number in the
-report (1 to 9, then 0); a digit that is out of turn makes the message worthless.
+With `E` after the descriptors each value begins with a check digit, the last digit of its number in
+the report (1 to 9, then 0); a wrong digit invalidates the message.
 """
 
 import re
@@ -38,13 +38,13 @@ from worker.observations.decoders.bufr.template import Template
 __all__ = ["decode_crex"]
 
 _MESSAGE = re.compile(r"CREX\+\+(.*?)((?<=\+\+)\s*7777(?!\d)|(?=CREX\+\+)|\Z)", re.DOTALL)
-"""The end mark follows the `++` of the last section: 7777 may stand in a value as well."""
+"""The end mark follows the `++` of the last section, because 7777 may also occur as a value."""
 _HEADING = re.compile(HEADING + r"\s*\Z")
 _DESCRIPTOR = re.compile(r"([BCDR])(\d{2})(\d{3})")
 _KINDS = {"B": 0, "R": 1, "C": 2, "D": 3}
 _VERSION = 36
 _LOCAL = 192
-"""From this number on an element is of a local table, which CREX does not name."""
+"""Element numbers from here on are local, and CREX does not identify local tables."""
 _LOOK_BACK = 64
 _TEMPERATURES = (12, 22)
 """Classes of elements in K that CREX gives in degrees Celsius: of the air, of the sea."""
@@ -60,7 +60,7 @@ class _Element:
 
 
 def decode_crex(path: Path, context: DecodeContext) -> Decoded:
-    """Return the values of all messages; those that cannot be read are counted and set aside."""
+    """Return the values of all messages; those that cannot be read are rejected and counted."""
     text = path.read_bytes().decode("latin-1")
     report = DecodeReport(format="crex", size=len(text), bytes_between=len(text))
     collector, not_used = Collector(), Counter[int]()
@@ -236,7 +236,7 @@ def _expanded(codes: tuple[int, ...]) -> tuple[int, ...]:
             if times:
                 found += body * times
             else:
-                # The count of a delayed replication is no descriptor in CREX.
+                # In CREX the count of a delayed replication has no descriptor.
                 found += [100_000 + 1_000 * len(body), 31_001, *body]
             at += span
         elif code // 100_000 == 3:
@@ -268,7 +268,7 @@ def _sequence(code: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=2_048)
 def _element(code: int) -> _Element:
-    """Return how an element is written; one that no table knows is a number without units."""
+    """Return how an element is encoded; one in no table is a number without units."""
     if code % 1_000 >= _LOCAL:
         return _Element(0, "", 0)
     found = elements_of((code,), TableVersion(_VERSION)).get(code)

@@ -1,9 +1,9 @@
 """Decode a file of any known format, in this process or in limited child processes.
 
-Files from outside are decoded in children only: one by one, in parts, or many in a row. A
-message that brings its child down is set aside with the reason. A child that is ended from outside
-says nothing about the file: it is started again, alone, after a pause; only a message over which
-children that hold much memory are killed again and again is set aside for it.
+Untrusted files are decoded only in child processes: one by one, in parts, or many in a row. A message
+that crashes its child is rejected with the reason. A child that is killed from outside says nothing
+about the file: it is restarted, alone, after a pause; only if children with much memory are killed
+repeatedly at the same message is the message rejected for it.
 """
 
 import json
@@ -54,9 +54,9 @@ def decode_file(
 ) -> Decoded:
     """Decode one file in this process.
 
-    A file that is of no use as a whole gives an empty table and a report with the reason, so that
-    every file ends in a counted outcome. Use `decode_limited` for files from outside: it runs this
-    function in a limited child process.
+    A file that cannot be used as a whole gives an empty table and a report with the reason, so that
+    every file has a counted outcome. Use `decode_limited` for untrusted files: it runs this function
+    in a limited child process.
 
     Arguments:
         path: The file.
@@ -81,14 +81,14 @@ def decode_file(
 
 _RESTARTS = 5
 _DEATHS = 3
-"""Children that must be killed over the same message before the message is held to be the cause."""
+"""Number of children killed at the same message after which the message counts as the cause."""
 _INTERRUPTIONS = 6
 _FIRST_PAUSE = 0.5  # seconds
 _alone = threading.Lock()
 _FILES_PER_CHILD = 200
 _BYTES_HELD_PER_BYTE = 8
 EXPANSION = 4
-"""Bytes that come out of an archive for each, in the usual case; one file is unpacked at a time."""
+"""Typical compression ratio of an archive, to estimate memory; one file is unpacked at a time."""
 
 
 def decode_limited(
@@ -98,10 +98,10 @@ def decode_limited(
     limits: Limits | None = None,
     processes: int = 1,
 ) -> Decoded:
-    """Decode a file in a limited child process; never raise for what is in the file.
+    """Decode a file in a limited child process; the content of the file never raises an error.
 
-    If a BUFR message brings the child down, it is set aside with the reason and the file is
-    decoded again without it, a few times.
+    If a BUFR message crashes the child, it is rejected with the reason and the file is decoded again
+    without it, a few times.
 
     Arguments:
         path: The file.
@@ -111,8 +111,8 @@ def decode_limited(
         processes: Children that share the messages of a large BUFR file.
 
     Raises:
-        Interrupted: If children were ended from outside again and again, or kept waiting by a busy
-            machine; the file may be decoded later.
+        Interrupted: If children were killed from outside repeatedly, or timed out on a busy machine;
+            the file may be decoded later.
         StorageError: If a child met a full disk or a failing device.
         OSError: If no child can be started, for example because the disk is full.
     """
@@ -136,7 +136,7 @@ def decode_limited(
 
 
 def distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
-    """Return the tables with profiles numbered on from table to table."""
+    """Return the tables with profile numbers made unique across tables."""
     shifted, first = [], 0
     for table in tables:
         numbers = pc.add(table["profile_id"], first)
@@ -190,16 +190,16 @@ def _decode_in_child(
 
 
 def _marked(mark: Path) -> int:
-    """Return the offset of the message that the child was decoding, -1 if it had begun none."""
+    """Return the offset of the message that the child was decoding, -1 if it had not started one."""
     (at,) = struct.unpack("<q", mark.read_bytes()[:8])
     return int(at)
 
 
 def _pause_after(error: Interrupted, deaths: Counter[int]) -> None:
-    """Wait before the next child, longer each time; raise `error` when there were too many.
+    """Wait before the next child, with back-off; raise `error` after too many.
 
-    A machine too busy to decode in time will not be better in seconds: the caller tries again
-    later.
+    If the machine is too busy to decode in time, a pause of seconds does not help: the caller
+    retries later.
     """
     count = deaths.total()
     if count >= _INTERRUPTIONS or max(deaths.values()) >= _DEATHS or not error.context["again"]:
@@ -208,9 +208,9 @@ def _pause_after(error: Interrupted, deaths: Counter[int]) -> None:
 
 
 def _with_room(limits: Limits, path: Path, expansion: int = 1) -> Limits:
-    """Return the limits with memory for a large file: its bytes are mapped and its rows are held.
+    """Raise the memory limit for a large file, whose bytes are mapped and whose rows are held.
 
-    It gets no more than its share of the machine, whatever its size.
+    It never exceeds the process's share of the machine.
     """
     held = _BYTES_HELD_PER_BYTE * expansion * path.stat().st_size
     return replace(limits, address_space=min(limits.address_space + held, memory_share()))
@@ -257,7 +257,7 @@ def decode_many_limited(
         found = decode_in_one_child(some, limits)
         yield from zip((file.path for file in some), found, strict=False)
         if rest := some[len(found) :]:
-            # The child died on this file; a child of its own finds the message.
+            # The child died on this file; a separate child finds the message.
             yield rest[0].path, decode_limited(rest[0].path, None, context, limits)
             files = rest[1:] + files
 
@@ -267,15 +267,14 @@ def decode_in_one_child(
     limits: Limits | None = None,
     together_seconds: float | None = None,
 ) -> list[Decoded]:
-    """Decode files one after the other in one child; return what came out before it ended early.
+    """Decode files one after the other in one child; return the results up to a crash.
 
-    The child is thrown away after a fault: the file after the last one returned is the one it met
-    it at.
+    After a crash the file that follows the last one returned is the one that caused it.
 
     Arguments:
         files: What to decode.
-        limits: Those of time hold for each file.
-        together_seconds: Time on the clock for all of them; None for as long as each may take.
+        limits: Limits of the child; those of time hold for each file.
+        together_seconds: Wall-clock time for all files; None for the sum of their limits.
 
     Raises:
         StorageError: If the child met a full disk or a failing device.
@@ -303,7 +302,7 @@ def decode_in_one_child(
 
 
 def _read_for(path: Path, context: DecodeContext) -> list[str | Path]:
-    """Return the files that decoding an upload reads: itself, and the list of stations if any."""
+    """Return the files that decoding an upload reads: the upload, and the list of stations if any."""
     return [path, context.stations] if context.stations else [path]
 
 

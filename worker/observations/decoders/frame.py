@@ -1,7 +1,7 @@
-"""Decode columns named like the observation table's, as senders of tables write them.
+"""Decode tables whose columns are named like those of the observation table.
 
-A faulty row is set aside and named by column and place in the file: its line (CSV), feature (GeoJSON)
-or row (Parquet), all counted from 1. A faulty header refuses the file.
+A faulty row is rejected, with its column and place in the file: the line (CSV), feature (GeoJSON) or
+row (Parquet), all counted from 1. With a faulty header the file is refused.
 """
 
 import re
@@ -35,12 +35,12 @@ __all__ = ["ACCEPTED", "RowFaults", "decode_frame", "number_column"]
 
 
 class RowFaults:
-    """The first fault of each row, under the row's place in the file.
+    """The first fault of each row, with the row's place in the file.
 
     Arguments:
-        length: Rows.
-        unit: What places are: `row`, `line` or `feature`.
-        places: Number of each row's place, with shape (rows,); rows are counted from 1 without it.
+        length: Number of rows.
+        unit: Unit of places: `row`, `line` or `feature`.
+        places: Place of each row in the file, with shape (rows,); by default rows count from 1.
     """
 
     def __init__(self, length: int, unit: str = "row", places: np.ndarray | None = None) -> None:
@@ -52,7 +52,7 @@ class RowFaults:
     def add(
         self, rows: np.ndarray, column: str, reason: str, got: np.ndarray | None = None
     ) -> None:
-        """Note a fault of `rows` (a mask) that have none yet; `got` holds what came."""
+        """Record a fault of those of `rows` (a mask) that have none yet; `got` holds their values."""
         fresh = np.flatnonzero(rows & (self.reason == ""))
         self.reason[fresh] = reason
         for row in fresh[:1000]:
@@ -111,13 +111,13 @@ def decode_frame(
     Arguments:
         columns: By name.
         context: The upload.
-        report: Takes the counts.
+        report: Report to which counts are added.
         options: The sender's; from the context if None.
-        faults: Names places in the file, and may hold faults already; rows are numbered without it.
+        faults: Places in the file, possibly with faults already; by default rows count from 1.
 
     Raises:
-        DecodeError: If columns are missing or unknown, naming them, or positions and levels make
-            sense only in other units than degrees and Pa.
+        DecodeError: If columns are missing or unknown, naming them, or positions and levels are
+            plausible only in other units than degrees and Pa.
     """
     options = options or TableOptions.of(context.options)
     columns = {options.columns.get(name, name): column for name, column in columns.items()}
@@ -140,7 +140,7 @@ def decode_frame(
 
 
 def _values(columns: Mapping[str, pa.ChunkedArray | pa.Array], faults: RowFaults) -> dict[str, Any]:
-    """Return the columns as arrays; note the rows whose cells cannot be used."""
+    """Return the columns as arrays; record the rows whose cells cannot be used."""
     values: dict[str, Any] = {
         "time": _times(columns["time"], faults),
         "lat": number_column(columns["lat"], "lat", faults, "no_position", required=True),
@@ -190,7 +190,7 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _lost_zeros(column: pa.ChunkedArray | pa.Array, texts: np.ndarray) -> bool:
-    """Return whether identifiers may have been numbers once: they are, or none begins with a zero.
+    """Return whether identifiers may have lost leading zeros: they are numbers, or none has one.
 
     Spreadsheets and tables of other programs write `6260` for `06260`.
     """
@@ -253,7 +253,7 @@ def _floats(array: pa.Array, name: str) -> np.ndarray:
 
 
 def _check_range(values: np.ndarray, name: str, faults: RowFaults) -> None:
-    """Set rows aside whose number the column cannot hold: beyond its range, or a part of a whole."""
+    """Record faults of numbers that the column cannot hold: beyond its range, or not whole."""
     kind = OBSERVATION_SCHEMA.field(name).type.to_pandas_dtype()
     if np.issubdtype(kind, np.integer):
         low, high = np.iinfo(kind).min, np.iinfo(kind).max
@@ -265,7 +265,7 @@ def _check_range(values: np.ndarray, name: str, faults: RowFaults) -> None:
 
 
 def _whole(ids: np.ndarray) -> np.ndarray:
-    """Return identifiers without the `.0` of a column that was kept as numbers."""
+    """Return identifiers without the `.0` of a column that was stored as floats."""
     return np.array(
         [
             text[: text.index(".")] if text is not None and _DECIMAL_ID.match(text) else text
@@ -361,7 +361,7 @@ def _complete(values: dict[str, Any], length: int, default: str, faults: RowFaul
 def _settle_units(
     values: dict[str, Any], options: TableOptions, faults: RowFaults, report: DecodeReport
 ) -> None:
-    """Bring positions to degrees and pressures to Pa, by the options or as `coordinates` judges."""
+    """Convert positions to degrees and pressures to Pa, by the options or by `coordinates`."""
     good = faults.reason == ""
     factor = degrees_factor(
         np.where(good, values["lat"], np.nan),

@@ -123,7 +123,7 @@ def _shared(feature: Any) -> dict[str, Any]:
     coordinates = geometry.get("coordinates")
     if not isinstance(coordinates, list) or len(coordinates) < 2:
         raise ValueError("expected the coordinates longitude and latitude; got fewer")
-    # A coordinate that is no number is named by its column, like any other cell.
+    # A coordinate that is not a number is reported by its column, like any other cell.
     lon, lat, *height = coordinates
     for name, own in (("lat", lat), ("lon", lon)):
         if properties.get(name, own) != own:
@@ -148,7 +148,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
 def _text(value: Any, name: str) -> str:
     if isinstance(value, float):
         return text_of(value) if name in _IDENTIFIERS else repr(value)
-    # JSON can hold halves of characters, which UTF-8 cannot.
+    # JSON can contain lone surrogates, which UTF-8 cannot.
     return str(value).encode("utf-8", "replace").decode()
 
 
@@ -156,7 +156,7 @@ _IDENTIFIERS = ("station_id", "platform")
 
 
 def _integer(digits: str) -> int | float:
-    """Return a JSON integer; one of absurd length as a float, which no column takes."""
+    """Return a JSON integer; one with too many digits as a float, which no column accepts."""
     return int(digits) if len(digits) <= _DIGITS else float(digits)
 
 

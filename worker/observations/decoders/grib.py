@@ -1,6 +1,6 @@
 """Decode GRIB 1 and 2: messages to fields of our variables, and fields to averaged observations.
 
-Messages are found by their own marks and lengths, so that one torn message does not hide the
+Messages are found by their own marks and lengths, so that one corrupt message does not hide the
 rest. A message may hold several fields (NCEP packs u and v into one GRIB 2 message). As
 observations, fields are averaged onto the cells of a grid, with a given error.
 """
@@ -132,7 +132,7 @@ def fields(
     Arguments:
         path: The file.
         limits: Bounds of one message.
-        report: Takes the counts.
+        report: Report to which counts are added.
         context: Its `mark` is called before each message; messages to `skip` are counted only.
 
     Raises:
@@ -163,7 +163,7 @@ def _message(
         for handle in _handles(message):
             try:
                 field = _field(handle, offset, len(message), limits, report, budget)
-            except DecodeError:  # the budget of the file, which is refused as a whole
+            except DecodeError:  # over the budget: the file is refused as a whole
                 raise
             except (eccodes.CodesInternalError, ValueError) as error:
                 report.reject("undecodable", offset, len(message), str(error))
@@ -250,8 +250,8 @@ _NORTHEAST = ("lambert", "lambert_bf", "mercator", "polar_stereographic")
 def as_listed(handle: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return values (points,) in the order of the points that ecCodes lists.
 
-    ecCodes returns values as they are stored, and for some grids lists the points without regard to
-    the scanning mode (flag table 3.4); in none does it heed rows that run to and fro.
+    ecCodes returns values as they are stored, but for some grids it lists the points regardless of the
+    scanning mode (flag table 3.4), and it never accounts for boustrophedonic rows.
 
     Raises:
         ValueError: If that order cannot be made.
@@ -318,7 +318,7 @@ def _time(handle: int) -> tuple[datetime, float]:
     date, clock = _get(handle, "validityDate", int), _get(handle, "validityTime", int)
     step = seconds(handle, "endStep") or 0.0
     time = datetime.strptime(f"{date:08d}", "%Y%m%d").replace(tzinfo=UTC)
-    # The key of the clock has no seconds.
+    # The key of the time of day has no seconds.
     second = ((_get(handle, "second", int) or 0) + step) % 60.0
     time += timedelta(hours=clock // 100, minutes=clock % 100, seconds=second)
     return time, step / 3600.0

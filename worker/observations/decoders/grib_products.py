@@ -1,10 +1,10 @@
-"""Tell states of the atmosphere from products made of them, in GRIB 1 and 2.
+"""Distinguish states of the atmosphere from products derived from them, in GRIB 1 and 2.
 
 Ensemble spread, probabilities, percentiles, errors, increments and climatologies are published
-under the parameter of the state they were made of. A field counts as a state only if every key
-that says what it is says so: the product definition template, the type of generating process and
-the labels of the centre in GRIB 2, the time range indicator and the centre's extension of
-section 1 in GRIB 1. Codes that are not listed here are refused, as what they stand for is unknown.
+under the parameter of the state they are derived from. A field counts as a state only if every key
+that describes the kind of product agrees: the product definition template, the type of generating
+process and the labels of the centre in GRIB 2, the time range indicator and the centre's extension of
+section 1 in GRIB 1. Codes that are not listed here are refused, because their meaning is unknown.
 
 WMO Manual on Codes, volume I.2: FM 92 GRIB, tables 1.4, 4.0, 4.3, 4.6, 4.7, 4.9 and 4.10; FM 92-IX
 GRIB 1, table 5; ECMWF's MARS types and streams; NCEP Office Note 388, extensions of the PDS.
@@ -30,7 +30,7 @@ def not_a_state(handle: int, *, accumulated: bool) -> str:
     """Return what a field is in place of an instantaneous state; empty if it is one.
 
     Arguments:
-        handle: Of one field.
+        handle: Handle of one field.
         accumulated: Whether the quantity is an accumulation, which must then be stated.
     """
     edition = get(handle, "edition", int)
@@ -76,9 +76,9 @@ _PROCESSES: Mapping[int, str] = {
     20: "analysis increment",
     21: "initialisation increment",
 }
-"""Types of generating process (table 4.3) that are no states."""
+"""Types of generating process (table 4.3) whose fields are not states."""
 _LAST_PROCESS, _FIRST_OWN_PROCESS, _MISSING_PROCESS = 21, 192, 255
-"""What lies between the first two is reserved, what follows the second is a centre's own."""
+"""Codes between the first two are reserved, those from the second on are local to a centre."""
 _NCEP_PROCESSES: Mapping[int, str] = {
     192: "forecast confidence indicator",
     193: "probability-matched mean",
@@ -130,7 +130,7 @@ def _grib2(handle: int) -> str:
 
 
 def _generated(handle: int) -> str:
-    """Return what a field is by the process that made it; empty for those that make states."""
+    """Return what a field is by its generating process; empty for processes that give states."""
     process = get(handle, "typeOfGeneratingProcess", int)
     if process is None or process <= _LAST_PROCESS or process == _MISSING_PROCESS:
         return _PROCESSES.get(process, "") if process is not None else ""
@@ -173,7 +173,7 @@ _LOCAL_98: Mapping[int, str] = {
     39: "model error",
     49: "model error",
 }
-"""Extensions of section 1 by ECMWF (`localDefinitionNumber`) that hold no states."""
+"""Extensions of section 1 by ECMWF (`localDefinitionNumber`) whose fields are not states."""
 _LOCAL_7: Mapping[int, str] = {
     2: "weighted ensemble mean",
     11: "ensemble standard deviation",
@@ -254,9 +254,9 @@ _STREAMS: Mapping[str, str] = {
 
 
 def _labelled(handle: int) -> str:
-    """Return what the labels for archives say, where they name no state."""
+    """Return what a field is by its archive labels; empty for states."""
     kind, stream = get(handle, "dataType", str), get(handle, "stream", str)
-    # A code of the centre's own comes as a number: what the other keys say counts.
+    # A local code of the centre comes as a number: the other keys decide.
     if kind and not kind.isdigit() and kind.lower() not in _STATE_TYPES:
         return _TYPES.get(kind, f"type '{kind}'")
     return _STREAMS.get(stream or "", "")

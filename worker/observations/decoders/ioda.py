@@ -60,7 +60,7 @@ def decode_ioda(path: Path, context: DecodeContext) -> Decoded:
 
     The option `report_type` names the network; without it, rows with a pressure or height are taken
     as aloft. Units come from the attribute `units`; where it is absent IODA's own SI is assumed and
-    noted, but for positions and pressures that make sense only in other units.
+    noted, except for positions and pressures that are plausible only in other units.
 
     Raises:
         DecodeError: If the file is no NetCDF, lacks the groups, or has names that are not UTF-8.
@@ -111,7 +111,7 @@ def _decode(data: Any, context: DecodeContext, report: DecodeReport) -> Decoded:
 
 
 def _check_size(data: Any, context: DecodeContext, size: int) -> None:
-    """Refuse too many locations or values before any is read: fill values take no byte of the file."""
+    """Refuse too many locations or values before reading any: fill values take no space in the file."""
     groups = [data[name] for name in _GROUPS if name in data.groups]
     variables = [variable for group in groups for variable in group.variables.values()]
     locations = [int(variable.shape[0]) for variable in variables if variable.shape]
@@ -211,9 +211,9 @@ def _place(meta: Any, options: IodaOptions, report: DecodeReport) -> dict[str, A
 
 
 def _coded(meta: Any, name: str, known: Collection[str] = REPORT_TYPES) -> np.ndarray | None:
-    """Return the words of a variable of numbers with `flag_meanings`, as feedback files have them.
+    """Return the texts of a numeric variable with `flag_meanings`, as feedback files have them.
 
-    None if the file has no such variable or its words are not known ones.
+    None if the file has no such variable or its texts are unknown.
     """
     variable = _first(meta, name)
     words = str(getattr(variable, "flag_meanings", "")).split()
@@ -327,7 +327,7 @@ def _variable(
 
 
 def _levelled(columns: dict[str, Any], given: np.ndarray, report: DecodeReport) -> np.ndarray:
-    """Return which locations have the level that their value needs; count the values of the others."""
+    """Return which locations have the level that their value needs; count the others."""
     needed = np.isin(np.asarray(columns["vertical_kind"]).astype(str), _LEVELLED)
     lost = needed & ~np.isfinite(columns["vertical"])
     if count := int(np.count_nonzero(lost & given)):
@@ -362,7 +362,7 @@ def _level(name: str, place: dict[str, Any]) -> Level | None:
 
 def _own_level(name: str, place: dict[str, Any]) -> Level | None:
     """Return what a name means in a feedback file, which gives the kind by location."""
-    if name not in IODA.own and name not in VARIABLES:  # variables of extensions keep their id
+    if name not in IODA.own and name not in VARIABLES:  # variables of extensions are stored by id
         return None
     kind, vertical = place["vertical_kind"], np.full(len(place["lat"]), np.nan)
     for column, kinds in (

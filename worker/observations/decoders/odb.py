@@ -59,7 +59,7 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
 
     Raises:
         DecodeError: If the file is no ODB-2, lacks columns, or holds times, positions or pressures
-            that make sense only in other units and no option says which.
+            that are plausible only in other units and no option states the unit.
     """
     report = DecodeReport(format="odb2", size=path.stat().st_size)
     try:
@@ -69,7 +69,7 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     except DecodeError:
         raise
     except Exception as error:
-        # pyodc raises bare AssertionError, struct.error, KeyError and more on torn files.
+        # pyodc raises bare AssertionError, struct.error, KeyError and more on corrupt files.
         raise DecodeError(f"Expected ODB-2; {error!r}.", reason="undecodable") from error
     if not frames:
         raise DecodeError("Expected at least one ODB-2 frame.", reason="no_messages")
@@ -81,9 +81,9 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
 
 
 def _frames(file: IO[bytes], size: int, context: DecodeContext) -> list[pd.DataFrame]:
-    """Return the frames of a file, refused by their headers if they have too many rows or values.
+    """Return the frames of a file; refuse too many rows or values by the headers.
 
-    A row takes two bytes where it repeats the one before, whatever the number of columns.
+    The size of the file is no bound: a repeated row takes two bytes, whatever the number of columns.
     """
     headers = pyodc.Reader(file, aggregated=False).frames  # no data are read
     if any(frame.nrows < 0 or frame.ncolumns < 0 for frame in headers):
@@ -288,7 +288,7 @@ def _times(date: np.ndarray, time: np.ndarray) -> np.ndarray:
         }
     )
     times = nanoseconds(pd.to_datetime(clock, errors="coerce").to_numpy())
-    # pandas lets the clock run over into the next day.
+    # pandas would carry an invalid time of day over into the next day.
     real = (clock["hour"] < 24) & (clock["minute"] < 60) & (clock["second"] < 60)
     return np.where(real.to_numpy(), times, np.datetime64("NaT"))
 

@@ -1,6 +1,6 @@
-"""Define the options that a sender may set for the decoder of each format; no others are taken.
+"""Define the options that a sender may set for the decoder of each format; others are refused.
 
-What the service itself tells a decoder is not among them: it travels in fields of `DecodeContext`.
+Information from the service itself is passed to decoders in other fields of `DecodeContext`.
 """
 
 from collections.abc import Mapping

@@ -48,10 +48,10 @@ def decode_earth2studio(
     report: DecodeReport,
     faults: RowFaults,
 ) -> Decoded:
-    """Return the rows of the frame; count variables outside the vocabulary one by one.
+    """Return the rows of the frame; count unknown variables by name.
 
-    Accumulated precipitation is left out: the frame does not say over which time. Pressures that are
-    hPa, as earth2studio once wrote them, are known by the heights beside them.
+    Accumulated precipitation is left out, because the frame does not give the period. Pressures in
+    hPa, which earth2studio once wrote, are recognised by the heights of the same rows.
     """
     options = TableOptions.of(context.options)
     own = {"time": columns["time"], "lat": columns["lat"], "lon": columns["lon"]}
@@ -88,10 +88,10 @@ def decode_earth2studio(
 
 
 _LINE_BYTES = 100_000
-"""Far more than a row has; pyarrow gives up on lines of 1 MB."""
+"""Maximum length of a line, far more than a row has; pyarrow fails on lines of 1 MB."""
 
 _MARKED = 64
-"""First bytes, of the header: a zero among them is half of a letter in UTF-16."""
+"""Leading bytes that are checked for UTF-16, in which letters of the header contain a zero byte."""
 _UNNAMED = "\x00"
 _NULLS = ["", "NaN", "nan", "NA", "null", "None"]
 
@@ -108,14 +108,14 @@ def decode_parquet(path: Path, context: DecodeContext) -> Decoded:
             check_rows(file.metadata.num_rows, context)
             context.budget(report.size).take(_values(file.metadata))
             table = file.read()
-            table.validate(full=True)  # torn pages may hold strings that are no UTF-8
+            table.validate(full=True)  # corrupt pages may hold invalid UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DecodeError(f"Expected a Parquet file; {error}.", reason="undecodable") from error
     return _decode(table, context, report, RowFaults(table.num_rows))
 
 
 def _values(metadata: pq.FileMetaData) -> int:
-    """Return how many values a Parquet file holds: runs of equal ones take few bytes."""
+    """Return the number of values of a Parquet file, which its size does not bound (run lengths)."""
     return sum(
         metadata.row_group(group).column(column).num_values
         for group in range(metadata.num_row_groups)
@@ -125,7 +125,7 @@ def _values(metadata: pq.FileMetaData) -> int:
 
 @dataclass(frozen=True)
 class _Lines:
-    """The lines of a text that a parser can take one by one.
+    """The lines of a text that can be parsed independently.
 
     Attributes:
         content: Those lines, the header first, each with a line end.
@@ -137,7 +137,7 @@ class _Lines:
 
 
 def decode_csv(path: Path, context: DecodeContext) -> Decoded:
-    """Return rows of a CSV file with a header line; a line of another form is set aside by number.
+    """Return rows of a CSV file with a header line; malformed lines are rejected by number.
 
     Raises:
         DecodeError: If there is one line only, or columns are missing, unknown or without a name.
@@ -154,7 +154,7 @@ def decode_csv(path: Path, context: DecodeContext) -> Decoded:
         return "skip"
 
     try:
-        # Every column as text: a faulty cell is then found by column and line.
+        # Read every column as text, so that a faulty cell is reported by column and line.
         table = pacsv.read_csv(
             pa.BufferReader(lines.content),
             read_options=pacsv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
@@ -173,10 +173,10 @@ def decode_csv(path: Path, context: DecodeContext) -> Decoded:
 
 
 def _lines(content: bytes, report: DecodeReport) -> _Lines:
-    """Return the lines without blank ones; set those aside that would take others with them.
+    """Return the lines without blank ones; reject lines that would corrupt the parsing of others.
 
-    Those are lines with a quote that does not close and lines of extreme length. Line ends may be of
-    Windows or of the old Mac.
+    Those are lines with an unclosed quote and lines of extreme length. Line ends may be those of
+    Windows or classic Mac OS.
     """
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -202,7 +202,7 @@ def _lines(content: bytes, report: DecodeReport) -> _Lines:
 
 
 def _refuse_one_line(content: bytes, size: int, ended: bool) -> NoReturn:
-    """Refuse a file without a row by what it is: empty, a header alone, or lines run together."""
+    """Refuse a file without rows, with the cause: empty, only a header, or unrecognised line ends."""
     if not content.strip():
         raise DecodeError("Expected a CSV file; got an empty one.", reason="empty_file")
     if ended:
@@ -234,7 +234,7 @@ def _header(content: bytes) -> list[str]:
 
 
 def _without_unnamed(table: pa.Table, report: DecodeReport) -> pa.Table:
-    """Return the table without empty columns that have no name, as commas at the line ends make."""
+    """Return the table without empty unnamed columns, which trailing commas produce."""
     for name in [name for name in table.column_names if name.startswith(_UNNAMED)]:
         values = pc.drop_null(table[name])
         if len(values):

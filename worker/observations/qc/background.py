@@ -53,7 +53,7 @@ def reduce_temperature(
 
 
 def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64]:
-    """Return the model surface minus station, m; NaN where it does not matter or is not known."""
+    """Return model surface height minus station height, m; NaN where not applicable or unknown."""
     rise = np.full(len(table), np.nan)
     if context.orography is None or context.grid is None:
         return rise
@@ -80,8 +80,8 @@ def orography(table: pa.Table, context: QCContext) -> BoolArray:
 def reduce_to_surface(table: pa.Table, context: QCContext) -> pa.Table:
     """Move two-metre temperature and surface pressure to the model's surface and widen their errors.
 
-    The elevation of the moved rows becomes the model's, so that moving them again does nothing.
-    Rows beyond the limit of `orography` stay as they are and are rejected there.
+    The elevation of reduced rows becomes the model's, so the reduction is idempotent. Rows beyond the
+    limit of `orography` are unchanged and rejected by that check.
     """
     p = context.of("orography")
     rise = height_difference(table, context)
@@ -163,7 +163,7 @@ def spread(table: pa.Table) -> np.ndarray:
 
 
 def wind_pairs(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark components whose partner of the same report was rejected: half a wind misleads."""
+    """Mark wind components whose partner in the same report was rejected."""
     variable, names = category_codes(table, "variable")
     rejected = table["rejected_by"].is_valid().to_numpy().astype(bool)
     bad = np.zeros(len(table), dtype=bool)
@@ -226,7 +226,7 @@ def _lonely(sub: pa.Table, d: np.ndarray, p: Mapping[str, Any]) -> BoolArray:
         ]
     )
     if not sub["vertical"].null_count < len(sub):
-        points[:, 3] = 0.0  # at the surface, station height is no distance
+        points[:, 3] = 0.0  # at the surface, height does not count as distance
     count = min(p["neighbours"] + 1, len(sub))
     distance, index = cKDTree(points).query(points, k=count, distance_upper_bound=1.0)
     found = np.isfinite(distance)

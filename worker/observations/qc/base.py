@@ -41,7 +41,7 @@ DEFAULTS = Path(__file__).with_name("qc.yaml")
 
 Override = Mapping[str, Any] | str | Path | None
 Checks = Sequence[Override] | Mapping[str, Any]
-"""Overrides of the parameters in their order; or all parameters, of an earlier run."""
+"""Overrides of the parameters, in order; or the complete parameters of an earlier run."""
 
 
 def load_parameters(*overrides: Override) -> dict[str, dict[str, Any]]:
@@ -49,7 +49,7 @@ def load_parameters(*overrides: Override) -> dict[str, dict[str, Any]]:
 
     Arguments:
         overrides: Mappings `{check: {parameter: value}}` or paths of YAML files, applied in order;
-            a value replaces the default's, maps by network or variable are merged key by key.
+            values replace the default, mappings by network or variable are merged by key.
 
     Raises:
         ConfigurationError: On an unknown check or parameter, naming the known ones.
@@ -62,7 +62,7 @@ def load_parameters(*overrides: Override) -> dict[str, dict[str, Any]]:
 
 
 def in_order(checks: Checks) -> Sequence[Override]:
-    """Return the overrides for `load_parameters`; all parameters are one that leaves nothing."""
+    """Return the overrides for `load_parameters`; complete parameters count as a single override."""
     return [checks] if isinstance(checks, Mapping) else checks
 
 
@@ -101,7 +101,7 @@ def _apply(parameters: dict[str, dict[str, Any]], check: str, values: Any) -> No
 
 @dataclass(frozen=True)
 class QCContext:
-    """What checks may use besides the rows; a check that lacks what it needs does nothing.
+    """Input of checks besides the rows; a check whose input is missing does nothing.
 
     Attributes:
         parameters: Effective parameters by check, from `load_parameters`.
@@ -110,9 +110,9 @@ class QCContext:
         orography: Height of the model's surface in m on `grid`, with shape (nlat, nlon).
         cut_off: Last arrival accepted (UTC).
         biases: Known biases of sensors.
-        beside: Rows, laid out as those judged, of ascents that reach beyond the edges of the window;
+        beside: Rows of ascents that extend beyond the edges of the window, with the same columns;
             they take part in the checks of identity and get no outcome.
-        seen: Which rows the continued analysis has assimilated or refused, (rows,); None for none.
+        seen: Which rows the continued analysis has assimilated or rejected, (rows,); None for none.
     """
 
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=load_parameters)
@@ -143,12 +143,12 @@ class Check:
 
     Attributes:
         name: Key of its parameters, in `qc.yaml` or `defaults`.
-        outcome: What `rejected_by` says, a name of `QC_FLAGS`.
+        outcome: Value of `rejected_by`, a name of `QC_FLAGS`.
         stage: When it runs.
-        reject: The rows to reject, with shape (rows,).
-        prepare: Changes the rows that stay or appends rows (reduction in height,
-            superobservations); `reject` judges the rows as they were before.
-        defaults: Parameters of a check that `qc.yaml` does not know; `enabled` is always one.
+        reject: Returns the mask of rows to reject, with shape (rows,).
+        prepare: Changes the remaining rows or appends rows (reduction in height, superobservations);
+            `reject` sees the rows from before.
+        defaults: Parameters of a check that is not in `qc.yaml`; `enabled` is always among them.
     """
 
     name: str
@@ -170,7 +170,7 @@ _APART = ("layer", "channel")
 
 
 def distinct_levels(table: pa.Table) -> list[NDArray[Any]]:
-    """Return what tells channels and layers apart that have no pressure of their own.
+    """Return keys that distinguish channels and layers, which have no pressure of their own.
 
     Arrays of numbers (rows,): sensor (station and platform) and number of a channel, bounds of a
     layer; 0 for other kinds of level.

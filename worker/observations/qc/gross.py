@@ -36,7 +36,7 @@ _HOUR = 3_600_000_000_000
 
 
 def provider_flags(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark rows with a flag number but no check: the provider's own flags."""
+    """Mark rows with a flag but without a rejecting check: those flagged by the provider."""
     return float_column(table, "qc_flag") > 0
 
 

@@ -1,4 +1,4 @@
-"""Recognise what was reported more than once: corrections, repeats, ascents, one barometer.
+"""Recognise observations reported more than once: corrections, duplicates, ascents, one barometer.
 
 A report is what one station says about one time in one network; an ascent is a report whatever
 the times of its levels. Stations are compared by their canonical identifiers, see
@@ -37,11 +37,11 @@ Codes = NDArray[np.int64]
 
 _MINUTE = 60_000_000_000
 _SPEAKING = ("duplicate", "passive", "missing", "blocklist")
-"""Outcomes of values with which a correction still replaces what it corrects."""
+"""Outcomes of values that do not prevent a correction from replacing the original."""
 
 
 def _place(table: pa.Table, context: QCContext) -> list[NDArray[Any]]:
-    """Return the rounded position where a station identifier does not stand for a place, else 0."""
+    """Return the rounded position where a station identifier is not tied to a place, else 0."""
     p = context.of("duplicates")
     placed = is_one_of(table, "report_type", p["by_position"]) | nameless(table, context)
     digits = p["position_digits"]
@@ -62,7 +62,7 @@ def _levels(table: pa.Table) -> Codes:
 
 
 def _launches(table: pa.Table) -> tuple[Codes, NDArray[np.int64], BoolArray]:
-    """Return for each row its ascent, the time of that (ns, of its first level), and if it drifts.
+    """Return for each row its ascent, the launch time (ns, of the first level), and whether it drifts.
 
     Rows without a profile number belong to the ascent of their upload, station and time.
     """
@@ -84,7 +84,7 @@ def _launches(table: pa.Table) -> tuple[Codes, NDArray[np.int64], BoolArray]:
 
 
 def _over_edges(check: CheckFunction) -> CheckFunction:
-    """Have a check judge ascents as a whole, with what of them lies beyond the window."""
+    """Decorate a check so that it sees ascents as a whole, including levels beyond the window."""
 
     @wraps(check)
     def judged(table: pa.Table, context: QCContext) -> BoolArray:
@@ -101,10 +101,10 @@ def _over_edges(check: CheckFunction) -> CheckFunction:
 
 @_over_edges
 def corrections(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark rows of reports that a later version replaces, those it says nothing about included.
+    """Mark rows of superseded reports, including values that the correction does not repeat.
 
-    The highest correction number wins, whichever arrived first. A version of which every value
-    was found wrong, or that came after the cut-off, replaces nothing.
+    The highest correction number wins, whichever arrived first. A version whose values were all
+    rejected, or that arrived after the cut-off, supersedes nothing.
     """
     version = np.nan_to_num(float_column(table, "update_sequence"), nan=0.0)
     station = station_codes(table)[0]
@@ -128,7 +128,7 @@ def corrections(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _reports(table: pa.Table, station: Codes, context: QCContext) -> tuple[Codes, Codes, BoolArray]:
-    """Return the report and ascent of each row, and whether it is of an ascent that may have parts."""
+    """Return the report and ascent of each row, and whether the ascent may come in parts."""
     ascent, launch, drifts = _launches(table)
     profile = np.isfinite(float_column(table, "profile_id"))
     by_position = is_one_of(table, "report_type", context.of("duplicates")["by_position"])
@@ -147,11 +147,11 @@ def _reports(table: pa.Table, station: Codes, context: QCContext) -> tuple[Codes
 def _replaced_parts(
     report: Codes, ascent: Codes, version: NDArray[Any], speaks: BoolArray, level: Codes
 ) -> BoolArray:
-    """Return the rows of ascents in parts that a correction replaces.
+    """Return the rows of ascents in parts that a correction supersedes.
 
-    Parts A to D of an alphanumeric ascent share station and time, and each comes as an ascent of
-    its own. A correction of one shares half of the levels of the shorter with it, but few (the
-    surface) with the other parts.
+    Parts A to D of an alphanumeric ascent have the same station and time, and each is stored as a
+    separate ascent. A correction has at least half of the levels of the shorter version in common with
+    the part that it corrects, but few (the surface) with the other parts.
     """
     bad = np.zeros(len(report), dtype=bool)
     for one in np.unique(report):
@@ -173,11 +173,11 @@ def _same_part(older: Codes, newer: Codes) -> bool:
 
 
 def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark rows of the same station, time, level and variable as a preferred row.
+    """Mark rows with the same station, time, level and variable as a preferred row.
 
     Preferred is the highest correction number, then the earliest arrival, then the order in the
-    file. Where a station id does not stand for a place (satellites, anonymous call signs) the
-    rounded position is part of the identity. Rows already rejected neither win nor lose.
+    file. Where a station id is not tied to a place (satellites, anonymous call signs) the rounded
+    position is part of the identity. Rows already rejected are ignored.
     """
     rows = np.flatnonzero(not_rejected(table))
     bad = np.zeros(len(table), dtype=bool)
@@ -208,11 +208,11 @@ def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def two_places(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark fixes of one call sign that contradict most of its others within a minute.
+    """Mark positions of one call sign that contradict most of its others within a minute.
 
-    Two ships under one call sign, or one with a wrong position: neither is trusted. A wild fix
-    between others that agree goes alone. Names that many platforms share say nothing. Levels of a
-    profile share the time of their report, wherever they were flown, and are left out.
+    With two ships under one call sign, or one wrong position, neither is trusted. A single outlier
+    among consistent positions is rejected alone. Names shared by many platforms are ignored, as are
+    profiles, whose levels all have the time of their report although they differ in position.
     """
     p = context.of("places")
     report, names = category_codes(table, "report_type")
@@ -241,7 +241,7 @@ def two_places(table: pa.Table, context: QCContext) -> BoolArray:
 def _contradictions(
     platform: Codes, time: NDArray[Any], where: NDArray[Any], far: NDArray[Any], seconds: float
 ) -> tuple[Codes, Codes]:
-    """Return how many fixes each has beside it in time, and how many of them it contradicts.
+    """Return for each fix the number of neighbours in time, and how many of them it contradicts.
 
     The fixes are sorted by platform and time.
     """
@@ -259,16 +259,16 @@ def _contradictions(
 
 @dataclass(frozen=True)
 class _AscentForm:
-    """One version of an ascent: all its parts that came with one launch time.
+    """One version of an ascent: all its parts with the same launch time.
 
     Attributes:
         network: Code of the report type.
         station: Code of the station.
         launch: Time of the first level, ns.
-        where: Unit vector of the launch.
-        worth: Values, twice as many where the levels carry their own times.
+        where: Unit vector of the launch position.
+        worth: Number of values, doubled if the levels have their own times.
         received: Arrival of the first part, ns.
-        seen: Whether the continued analysis has assimilated or refused any of it.
+        seen: Whether the continued analysis has assimilated or rejected any of it.
         rows: Its rows.
     """
 
@@ -284,12 +284,13 @@ class _AscentForm:
 
 @_over_edges
 def ascents(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark rows of an ascent that came in a better form as well: other launch time, or no drift.
+    """Mark rows of an ascent that was also received in a better version.
 
-    Forms of one ascent are those of one station whose launches lie near in time and place. The
-    better one has more values; own times and positions of the levels count double. Wind of a
-    pilot balloon goes where a sonde reports that of the same ascent. A form that the continued
-    analysis has seen stays the better one: what comes later would count the ascent twice.
+    Versions may differ in launch time, or lack the drift. They have the same station, and launches
+    near in time and place. The better version has more values; own times and positions of the levels
+    count double. The wind of a pilot balloon is rejected if a sonde reports that of the same ascent. A
+    version seen by the continued analysis remains preferred, because another one would count the
+    ascent twice.
     """
     p = context.of("ascents")
     bad = np.zeros(len(table), dtype=bool)
@@ -317,7 +318,7 @@ def ascents(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list[_AscentForm]:
-    """Return the forms of ascents, sorted by station and launch."""
+    """Return the versions of ascents, sorted by station and launch."""
     p = context.of("ascents")
     seen = np.zeros(len(rows), bool) if context.seen is None else context.seen[rows]
     sub = rows_of(table, rows)
@@ -342,7 +343,7 @@ def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list
 
 
 def _same_ascent(forms: Sequence[_AscentForm], p: Mapping[str, Any]) -> Iterator[list[_AscentForm]]:
-    """Yield the forms of each ascent that came in more than one."""
+    """Yield the versions of each ascent that has more than one."""
     for _, of_station in groupby(forms, key=lambda form: form.station):
         waiting = list(of_station)
         while waiting:
@@ -383,7 +384,7 @@ def _same_report(table: pa.Table, context: QCContext) -> NDArray[np.int64]:
 def one_barometer(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark mean sea level pressures where the station pressure they derive from is in use.
 
-    Without the height of the barometer the pressure at sea level is the one kept.
+    Without the height of the barometer the sea level pressure is kept instead.
     """
     use = not_rejected(table) & is_one_of(table, "vertical_kind", ["surface"])
     station = is_one_of(table, "variable", ["surface_pressure"]) & use

@@ -1,8 +1,8 @@
 """Check series and profiles: speed along a track, stuck sensors, vertical consistency of ascents.
 
-A fix that needs an impossible speed is rejected: ships, buoys and aircraft cannot jump.
+A position (fix) of a ship, buoy or aircraft that implies an impossible speed is rejected.
 
-Humidity is checked against the temperature beside it.
+Humidity is checked against the temperature of the same report and level.
 
 Ascents are checked with the hydrostatic equation and for temperature spikes. Residual of the
 layer between levels i and i+1, from temperature and geopotential alone:
@@ -51,9 +51,9 @@ Floats = NDArray[np.float64]
 def track(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark all values of a fix that its platform cannot have reached or left in time.
 
-    Links between consecutive fixes of one platform are impossible when the distance exceeds speed
-    times time plus a slack for rounded positions. A fix between two impossible links goes, the
-    worst first; at the end of a track the end goes; of two fixes alone neither is trusted.
+    The link between consecutive fixes of a platform is impossible if the distance exceeds speed times
+    time plus a tolerance for rounded positions. A fix between two impossible links is rejected, the
+    worst first; at an end of the track the last fix is rejected; of only two fixes neither is trusted.
     """
     p = context.of("track")
     report, names = category_codes(table, "report_type")
@@ -249,8 +249,8 @@ def _hydrostatic(all_levels: _Levels, p: Mapping[str, Any]) -> tuple[BoolArray, 
     height = below * above < 0.0
     temperature = below * above > 0.0
     blamed = height | temperature
-    # A layer with a fault that no level between two bad layers explains: an end of the ascent goes
-    # alone, inside it both levels go.
+    # A bad layer that no level between two bad layers explains: at an end of the ascent the end level
+    # is rejected, elsewhere both levels.
     open_layer = (excess != 0.0) & ~blamed[:-1] & ~blamed[1:]
     bottom = np.append(True, ~linked)
     top = np.append(~linked, True)
@@ -275,7 +275,7 @@ def _spikes(all_levels: _Levels, p: Mapping[str, Any]) -> BoolArray:
     line = t[2:] + (t[:-2] - t[2:]) * (x[1:-1] - x[2:]) / np.where(span > 0.0, span, 1.0)
     same = (levels.ascent[:-2] == levels.ascent[2:]) & (span > 0.0) & (span < p["spike_depth"])
     off = np.where(same, np.abs(t[1:-1] - line), 0.0)
-    # The neighbours of a spike lie off their own lines too, by half as much: the worst goes.
+    # The neighbours of a spike deviate, too, by half as much: reject the worst.
     worst = (off >= np.append(0.0, off[:-1])) & (off >= np.append(off[1:], 0.0))
     wrong[rows[1:-1]] = (off > p["spike"]) & worst
     return wrong
@@ -286,10 +286,10 @@ _BESIDE = {"2m_dewpoint_temperature": "2m_temperature", "specific_humidity": "te
 
 
 def supersaturation(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark humidities whose dewpoint is above the temperature beside them by more than the `excess`.
+    """Mark humidities whose dewpoint exceeds the temperature of the same level by more than `excess`.
 
-    Air is hardly ever beyond saturation over water; a dewpoint above the temperature is a mark of a
-    missing one, or another quantity. Without a temperature in the same report nothing is marked.
+    Air is hardly ever supersaturated over water; a dewpoint above the temperature is a fill value, or
+    another quantity. Without a temperature in the same report nothing is marked.
     """
     excess = context.of("supersaturation")["excess"]
     variable, names = category_codes(table, "variable")

@@ -1,9 +1,9 @@
-"""Recognise identifiers that stand for nobody, or for many platforms at once.
+"""Recognise placeholder identifiers, and identifiers shared by many platforms.
 
-Such a name is neither a place nor a track: senders that mask call signs (PrepBUFR's `MASKSTID`,
-`SHIP`, an aircraft without a registration) report a whole fleet under one. What is known to be a
-placeholder is named in `qc.yaml`. The others show by what no platform can do, to be at several
-places at once. One faulty platform cannot look so: its other fixes lie together.
+Such a name identifies neither a place nor a track: senders that mask call signs (PrepBUFR's
+`MASKSTID`, `SHIP`, an aircraft without a registration) report a whole fleet under one. Known
+placeholders are listed in `qc.yaml`. Others are detected because they are at several places at once.
+A single faulty platform is not mistaken for many: most of its positions are close together.
 """
 
 import re
@@ -28,13 +28,13 @@ from worker.observations.stations import station_codes
 __all__ = ["distances", "nameless", "reach"]
 
 _PLACEHOLDER = re.compile(r"[\W_]*|0+|9{3,}|-\d+|([A-Za-z])\1+")
-"""Nothing but signs, noughts or nines, a number below zero, or one letter over and over."""
+"""Only punctuation, zeros or nines, a negative number, or one repeated letter."""
 _MOST = 64
-"""Fixes looked at from one moment on."""
+"""Maximum number of fixes examined from one time on."""
 
 
 def nameless(table: pa.Table, context: QCContext) -> BoolArray:
-    """Return the rows whose station identifier stands for nobody, or for many platforms."""
+    """Return the rows whose station identifier is a placeholder, or shared by many platforms."""
     known = {str(name).upper() for name in context.of("duplicates")["anonymous"]}
     code, names = category_codes(table, "station_id")
     masks = [_is_placeholder(name.strip(), known) for name in names]
@@ -47,7 +47,7 @@ def _is_placeholder(name: str, known: set[str]) -> bool:
 
 
 def reach(context: QCContext, networks: list[str], seconds: float) -> NDArray[np.float64]:
-    """Return how far in m a platform of each network gets in a time; NaN where it stands still."""
+    """Return the distance in m that a platform of each network can travel in a time; NaN if fixed."""
     limits = context.of("track")
     speed = [limits["speed"].get(name, np.nan) for name in networks]
     slack = [limits["slack_km"].get(name, 0.0) for name in networks]
@@ -65,7 +65,7 @@ def _shared(table: pa.Table, context: QCContext) -> BoolArray:
     p = context.of("places")
     report, networks = category_codes(table, "report_type")
     far = np.append(reach(context, networks, p["shared_seconds"]), np.nan)[report]
-    # Levels of a profile share the time of their report, wherever they were flown.
+    # Levels of a profile all have the time of their report, although they differ in position.
     single = np.isnan(float_column(table, "profile_id"))
     use = np.flatnonzero(not_rejected(table) & np.isfinite(far) & single)
     if len(use) < p["shared"]:
@@ -92,7 +92,7 @@ def _crowds(
     places: int,
     seconds: float,
 ) -> list[int]:
-    """Return the platforms whose fixes, sorted by platform and time, are those of several."""
+    """Return the names whose fixes, sorted by platform and time, belong to several platforms."""
     near = (platform[1:] == platform[:-1]) & (np.diff(time) <= seconds)
     jumps = np.flatnonzero(near & (distances(where[1:], where[:-1]) > far[1:]))
     often, count = np.unique(platform[jumps], return_counts=True)
@@ -108,7 +108,7 @@ def _crowds(
 
 
 def _apart(where: NDArray[np.float64], far: float, places: int) -> bool:
-    """Return whether the fixes lie at so many places, none of which has more than half of them."""
+    """Return whether the fixes are at `places` or more places, none with more than half of them."""
     centres: list[NDArray[np.float64]] = []
     members: list[int] = []
     for fix in where:

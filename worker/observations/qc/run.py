@@ -48,12 +48,12 @@ __all__ = ["CHECKS", "QCReport", "run_checks"]
 
 
 def _none(table: pa.Table, context: QCContext) -> np.ndarray:
-    """Reject no row, in a check that only changes values."""
+    """Reject no row; for checks that only change values."""
     return np.zeros(len(table), dtype=bool)
 
 
 def _corrected(table: pa.Table, context: QCContext) -> pa.Table:
-    """Take off the known biases of sensors."""
+    """Subtract the known biases of sensors."""
     if context.biases is None or "obs_bias" not in table.column_names:
         return table
     return correct(table, context.biases, context.of(BIAS_CHECK))
@@ -73,7 +73,7 @@ CHECKS: tuple[Check, ...] = (
     Check("stuck", "stuck", "pre", stuck),
     Check("profile", "profile", "pre", profile),
     Check("supersaturation", "bounds", "pre", supersaturation),
-    # Batches of one window meet here for the first time, so identity and tracks are checked again.
+    # The batches of a window are combined here, so identity and tracks are checked again.
     Check("late", "late", "window", late_arrival),
     Check("blocklist", "blocklist", "window", blocklist),
     Check("corrections", "duplicate", "window", corrections),
@@ -124,8 +124,8 @@ def run_checks(
 ) -> tuple[pa.Table, QCReport]:
     """Run the checks of `stage`; return the table with `rejected_by` and `qc_flag`, and the counts.
 
-    No row is dropped; superobservations and heights reduced to the model's surface are the only
-    changes to values. A check that is not `enabled`, or lacks what it needs, does nothing.
+    No row is dropped; values change only by superobservations and reduction to the model's surface. A
+    check that is not `enabled`, or whose input is missing, does nothing.
 
     Arguments:
         table: An observation or feedback table.

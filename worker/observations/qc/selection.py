@@ -71,10 +71,9 @@ def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) ->
 
 
 def withholding(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark rows of the stations whose draw lies below the share, the same ones in every cycle, and of
-    those that were named.
+    """Mark rows of withheld stations: those drawn by hash, the same in every cycle, and named ones.
 
-    It comes after the other checks: what is kept back is as good as what is used.
+    It runs after the other checks, so that withheld values are of the same quality as those used.
     """
     p = context.of("withholding")
     station, names = station_codes(table)
@@ -86,8 +85,8 @@ def withholding(table: pa.Table, context: QCContext) -> BoolArray:
 def denial(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark rows of the networks that a job denies.
 
-    It comes after `withholding`: stations that are withheld stay so, and an analysis without a
-    network can be compared at the same values as the one with it.
+    It runs after `withholding`, so that withheld stations stay withheld, and analyses with and without
+    a network can be verified against the same values.
     """
     return is_one_of(table, "report_type", context.of("denial")["report_types"])
 
@@ -167,7 +166,7 @@ def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
 def thinning(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark all rows of a box but one: the closest in level, then in time, then by station and order.
 
-    The choice does not look at the variable, so that both wind components stay together.
+    The choice is independent of the variable, so that both wind components stay together.
     """
     p = context.of("thinning")
     bad = np.zeros(len(table), dtype=bool)

@@ -1,18 +1,18 @@
-"""Keep the manifests of many small batches in one log an hour, where one line publishes them all.
+"""Store the manifests of many small batches in hourly logs, where one line publishes several batches.
 
     commits/date=2026-03-01/hour=06.log             in a folder
     commits/date=2026-03-01/hour=06/000001.log      in a bucket, in parts
 
 The hour is that in the ids of the batches, so that an id tells where its manifest is. A line holds
 its checksum, the id of the commit, the ids of its batches, the hours of their rows and the
-manifests. Readers keep what they have read of a log and only read what was appended since. A batch
-is published once: whoever appends a line has read all lines before it.
+manifests. Readers cache a log and only read what was appended since. A batch is published once,
+because a writer has read all earlier lines before it appends one.
 
-In a folder a line is appended and flushed under a lock; a line that a crash left torn is cut off by
-the next writer and never read. A bucket has no locks and appends nothing: there a line is added to
-the last part by writing it anew on condition that nobody has done so since it was read
-(`If-Match`), and once a part is full by creating the next one (`If-None-Match: *`). Who is refused
-reads what came in between, and tries again.
+In a folder a line is appended and flushed under a lock; a line left incomplete by a crash is truncated
+by the next writer and never read. A bucket has neither locks nor appends: there a line is added by
+rewriting the last part on condition that it has not changed since it was read (`If-Match`), and when a
+part is full by creating the next one (`If-None-Match: *`). A refused writer reads the new lines and
+retries.
 
 For ids without a time each batch has a manifest of its own (`worker.observations.store.files`).
 """
@@ -121,7 +121,7 @@ class CommitLog(ABC):
         return self._by_batch.get(batch_id) or self._refreshed()._by_batch.get(batch_id)
 
     def of_batches(self, batch_ids: Iterable[str]) -> dict[str, Commit]:
-        """Return the commits that published batches, by batch; the log is read on once."""
+        """Return the commits that published batches, by batch; new lines are read only once."""
         known = self._refreshed()._by_batch
         return {name: known[name] for name in batch_ids if name in known}
 
@@ -135,30 +135,30 @@ class CommitLog(ABC):
 
     @abstractmethod
     def contents(self, commits: Iterable[Commit]) -> Iterator[dict[str, Any]]:
-        """Yield the manifests of the batches of some commits, what holds them read once."""
+        """Yield the manifests of the batches of some commits, reading each file or object once."""
 
     def append(
         self, name: str, hours: Sequence[datetime], manifests: Mapping[str, Mapping[str, Any]]
     ) -> list[str]:
-        """Publish batches in one step, unless some are published already.
+        """Publish batches atomically, unless some are published already.
 
         Arguments:
             name: Id of the commit.
-            hours: Full hours (UTC) that gain a file.
+            hours: Full hours (UTC) to which a file is added.
             manifests: Manifests by the ids of their batches.
 
         Returns:
             The batches that are published already; if there are any, nothing was written.
 
         Raises:
-            StorageError: If the line cannot be written; trying again is safe.
+            StorageError: If the line cannot be written; a retry is safe.
         """
         line = _line(name, tuple(manifests), hours, list(manifests.values()))
         try:
             while True:
                 with self._turn() as held:
-                    end = self._refreshed()._end()  # older than what follows looks at, or the same
-                    if name in self._commits:  # the answer to our own request was lost
+                    end = self._refreshed()._end()  # not newer than what is checked below
+                    if name in self._commits:  # the response to our own request was lost
                         return []
                     if known := [batch for batch in manifests if batch in self._by_batch]:
                         return known
@@ -171,11 +171,11 @@ class CommitLog(ABC):
 
     @abstractmethod
     def _turn(self) -> AbstractContextManager[Any]:
-        """Hold what keeps other writers away, if there is such a thing."""
+        """Hold the lock on the log, if there is one."""
 
     @abstractmethod
     def _end(self) -> Any:
-        """Return where the lines end that were read."""
+        """Return the end of the lines that were read."""
 
     @abstractmethod
     def _write(self, held: Any, end: Any, line: bytes) -> bool:
@@ -194,10 +194,10 @@ class CommitLog(ABC):
 
     @abstractmethod
     def _read_on(self) -> None:
-        """Take the lines after the last one read."""
+        """Read the lines after the last one read."""
 
     def _take(self, data: bytes) -> None:
-        """Add the whole lines at the beginning of `data`; stop at one that is not as written."""
+        """Parse the complete lines at the beginning of `data`; stop at a wrong checksum."""
         at = 0
         while (end := data.find(b"\n", at)) >= 0:
             line = data[at : end + 1]
@@ -246,7 +246,7 @@ class FileLog(CommitLog):
     def _write(self, held: IO[bytes], end: int, line: bytes) -> bool:
         descriptor = held.fileno()
         if os.fstat(descriptor).st_size > end:
-            os.ftruncate(descriptor, end)  # what a crash left of a line
+            os.ftruncate(descriptor, end)  # remove an incomplete line after a crash
         new = end == 0
         try:
             written = 0
@@ -278,14 +278,14 @@ class FileLog(CommitLog):
 
 
 FULL = 256 * 1024
-"""Bytes from which on a part takes no more lines. All writers have to agree, so it never changes."""
+"""Size in bytes at which a part is full. It must never change, because all writers have to agree."""
 
 
 class BucketLog(CommitLog):
     """A log in parts, which are objects of a bucket.
 
     Arguments:
-        url: Of the store.
+        url: URL of the store.
         name: Relative to it, ending in `.log`; the parts lie in the folder of that name without it.
     """
 
@@ -362,7 +362,7 @@ def hour_of_log(name: str) -> datetime:
 
 
 def log_of(root: str, hour: datetime) -> CommitLog:
-    """Return the log of an hour of the store at `root`; this process keeps what it has read."""
+    """Return the log of an hour of the store at `root`, cached in this process."""
     name = f"commits/date={hour:%Y-%m-%d}/hour={hour:%H}.log"
     return _bucket_log(root, name) if root.startswith("s3://") else _file_log(root, name)
 

@@ -1,10 +1,9 @@
-"""Compact hours of the store: merge their small files, and merge them soon after they came.
+"""Compact hours of the store: merge their small files into one, soon after they were written.
 
-Compaction turns the many small files of an hour into one; readers see the old ones or the new one,
-never both. Small bulletins come several a second and leave a file a commit, so that an hour fills
-long before it is over: `SmallFileMerger` counts, from what was appended to the logs of commits since
-its last turn, how many files each hour has gained, and merges an hour once they are too many. It
-keeps nothing that matters: a new one counts the files of recent hours once.
+Readers see either the old files of an hour or the new one, never both. Small bulletins arrive several
+times a second and each commit writes a file, so that an hour has many files long before it is over:
+`SmallFileMerger` counts the new files of each hour from the commit logs, and merges an hour once it
+has too many. It has no persistent state: a new one counts the files of recent hours once.
 """
 
 import hashlib
@@ -66,9 +65,9 @@ def compact(
         files: The store. Only one compaction may run at a time; a second one stops with an error.
         start: First hour.
         end: Last hour.
-        least_files: Hours with fewer files are left as they are.
-        grace: Replaced files are removed when their replacement is at least this old, so that
-            readers who have listed them can finish.
+        least_files: Hours with fewer files are not compacted.
+        grace: Age of the replacement at which replaced files are removed, so that readers who have
+            listed them can finish.
     """
     report = CompactionReport()
     for hour in files.hours(hour_of(start), end):
@@ -114,11 +113,11 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
     try:
         text = compaction.model_dump_json(indent=1).encode()
         write_file(files, manifest, text, exclusive=True)
-    except BucketUnavailable:  # it may have been written all the same
+    except BucketUnavailable:  # it may have been written nevertheless
         raise
     except StorageError:
-        # Asked for by its name: the list that let us come second may not show it. Its file may
-        # have the name of ours, for the same rows.
+        # Read it by name: the listing on which we lost may not show it yet. Its file may have the
+        # same name as ours, because the rows are the same.
         if compaction.file.path not in (files.read_text(manifest) or ""):
             remove_files(files, [compaction.file.path])
         raise
@@ -126,7 +125,7 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
 
 
 def sweep_hour(files: StoreFiles, hour: datetime, grace: timedelta) -> int:
-    """Remove files that a compaction older than `grace` has replaced; return how many."""
+    """Remove files replaced by a compaction older than `grace`; return their number."""
     folder = partition_path(hour)
     names = files.names(folder)
     compaction = files.compaction(hour, names)
@@ -147,7 +146,7 @@ _ORPHANED = timedelta(days=1)
 
 
 def sweep_unpublished(files: StoreFiles, hour: datetime) -> int:
-    """Remove files of commits that never came about, a day after they were written."""
+    """Remove files of commits that were never published, a day after they were written."""
     folder, removed = partition_path(hour), 0
     for name in files.names(folder):
         parsed = parse_name(name)
@@ -163,7 +162,7 @@ def sweep_unpublished(files: StoreFiles, hour: datetime) -> int:
 
 
 _RECENT = timedelta(hours=2)
-"""Logs of so many hours may still grow: retries are told by the id of their first attempt."""
+"""Age up to which logs may still grow: retries are logged in the hour of their batch's id."""
 
 
 @dataclass
@@ -177,14 +176,14 @@ class MergeReport:
 
 @dataclass
 class SmallFileMerger:
-    """Merges hours that have gained many files: call `turn` every few seconds.
+    """Merge hours with many new files: call `turn` every few seconds.
 
     Attributes:
         files: The store.
-        most_files: New files that an hour may have.
-        grace: Merged files stay so long, for readers that have listed them.
-        turn_seconds: Longest time of one turn; the next one goes on.
-        look_back: How far back files are counted at the first turn, by the time observed.
+        most_files: Maximum number of new files of an hour.
+        grace: Time that merged files stay, for readers that have listed them.
+        turn_seconds: Maximum duration of one turn; the next one continues.
+        look_back: How far back files are counted at the first turn, by observation time.
     """
 
     files: StoreFiles
@@ -198,7 +197,7 @@ class SmallFileMerger:
     _started: bool = False
 
     def turn(self) -> MergeReport:
-        """Merge the hours with too many files, fullest first, then remove what was merged before."""
+        """Merge the hours with too many files, fullest first; remove files merged before."""
         report, end = MergeReport(), time.monotonic() + self.turn_seconds
         if not self._started:
             self._count_present()
@@ -217,7 +216,7 @@ class SmallFileMerger:
     def _merge(self, hour: datetime, report: MergeReport) -> None:
         try:
             compaction = compact_hour(self.files, hour)
-        except StorageError:  # another one was faster, or the disk is full: at a later turn
+        except StorageError:  # another was faster, or disk full: retry later
             self._gained[hour] //= 2
             raise
         report.hours += 1

@@ -7,9 +7,9 @@
     <root>/batches/<batch>.json                                         manifest of a batch alone
 
 The owner of a file is a commit of one or more batches (`worker.observations.store.commits`), or a
-batch that was published alone. Data files are never changed. A file counts only if its commit or
-its batch's manifest is there, or if the newest compaction of its hour names it; so readers never
-see half a batch, nor a row twice.
+batch that was published alone. Data files are immutable. A file is visible only if its commit or its
+batch's manifest exists, or if the newest compaction of its hour names it; so readers never see part of
+a batch, or a row twice.
 """
 
 import json
@@ -91,7 +91,7 @@ class BatchManifest(BaseModel):
 
     @property
     def summary(self) -> IngestSummary:
-        """Return what came out of the upload, as its rows in the store tell it."""
+        """Return the summary of the upload from its rows in the store."""
         kept = self.provenance.get("summary")
         if kept is None:
             return IngestSummary(observations=self.rows)
@@ -119,11 +119,11 @@ class Compaction(BaseModel):
 
 
 SHARED = "shared"
-"""Key of a provenance value that stands in a file of its own, named by its digest."""
+"""Key of a provenance value stored in a separate file named by its digest."""
 
 _ALWAYS = datetime(1, 1, 1, tzinfo=UTC)
 _LISTED_FROM = timedelta(hours=72)
-"""Longer times are looked up by the folders that exist."""
+"""Periods with more hours than this are searched by listing the existing folders."""
 
 _BATCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -156,7 +156,7 @@ class VisibleFiles:
 
     Attributes:
         paths: Relative to the root, in order of arrival; a compacted file comes first.
-        later: Batches in the compacted file that are not part of the answer yet.
+        later: Batches in the compacted file that are not yet to be visible.
     """
 
     paths: tuple[str, ...]
@@ -169,8 +169,8 @@ class StoreFiles:
 
     Attributes:
         url: The folder, or `s3://bucket/prefix`.
-        cache: Folder of this machine for copies of what lies in a bucket.
-        cache_bytes: Bound of the copies.
+        cache: Local folder for the disk cache of a bucket.
+        cache_bytes: Size limit of the cache.
     """
 
     url: str
@@ -208,7 +208,7 @@ class StoreFiles:
         return None if text is None else BatchManifest.model_validate_json(text)
 
     def manifests(self, batch_ids: Iterable[str]) -> dict[str, BatchManifest]:
-        """Return the manifests of those of some batches that are published; cheaper than one by one."""
+        """Return the manifests of the published ones of some batches; cheaper than one by one."""
         names, found = list(batch_ids), dict[str, BatchManifest]()
         by_log: dict[CommitLog, list[str]] = {}
         for name in names:
@@ -251,7 +251,7 @@ class StoreFiles:
     # -- commits
 
     def log_of_batch(self, batch_id: str) -> CommitLog | None:
-        """Return the log that may hold a batch; None if batches like it are published alone."""
+        """Return the log that may hold a batch; None if its id names no hour."""
         hour = hour_of_batch(batch_id)
         return None if hour is None else self.log(hour)
 
@@ -270,7 +270,7 @@ class StoreFiles:
                     yield self.log(hour)
 
     def _resolved(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """Return a manifest with the values that it shares with others in their places."""
+        """Return a manifest with shared values inserted in place of their digests."""
         provenance = {
             key: self._shared(value[SHARED])
             if isinstance(value, dict) and SHARED in value
@@ -286,8 +286,8 @@ class StoreFiles:
         """Return the batches with rows in a data file; None while it is not published.
 
         Arguments:
-            folder: Of the hour, relative to the root.
-            name: Of the file.
+            folder: Folder of the hour, relative to the root.
+            name: Name of the file.
             owner: The batch or commit in its name.
         """
         hour = commit_hour(owner)
@@ -329,14 +329,14 @@ class StoreFiles:
             return None
         text = self.read_text(f"{folder}/{found[-1]}")
         if text is None:
-            raise FileNotFoundError(found[-1])  # a newer one took its place; readers list again
+            raise FileNotFoundError(found[-1])  # replaced by a newer one; readers list again
         return _parse_compaction(text)
 
     def known_batches(self, hours: Iterable[datetime]) -> frozenset[str]:
-        """Return the batches published by now with rows in `hours`.
+        """Return the batches with rows in `hours` that are published now, as a snapshot.
 
-        A question about several hours is answered for these alone: a batch that is published while
-        the hours are listed one after the other would otherwise show in the later ones only.
+        A query of several hours is restricted to these: otherwise a batch published while the hours
+        are listed one after the other would be visible only in the later ones.
         """
         known: set[str] = set()
         for hour in hours:
@@ -404,7 +404,7 @@ class StoreFiles:
 
 
 def shared_path(digest: str) -> str:
-    """Return the path of a value that manifests share, relative to the root."""
+    """Return the path of a value shared by manifests, relative to the root."""
     return f"shared/{digest}.json"
 
 
@@ -427,7 +427,7 @@ def _read_shared(files: StoreFiles, digest: str) -> str:
 def _replaced(compaction: Compaction | None) -> frozenset[str]:
     if compaction is None:
         return frozenset()
-    # Its own file stands in the same folder.
+    # Its own file is in the same folder.
     return frozenset((*compaction.replaces, compaction.file.path.rsplit("/", 1)[1]))
 
 

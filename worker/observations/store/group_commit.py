@@ -1,7 +1,7 @@
-"""Publish several batches in one commit: one file an hour for all of them, then one line in a log.
+"""Publish several batches in one commit: one file per hour for all of them, then one line in a log.
 
-A small bulletin costs a file an hour and a flush of each to disk when it is published alone; those
-that arrive together share them. What readers see of each batch is the same.
+Publishing a small bulletin alone costs one file per hour and a flush of each to disk; bulletins that
+arrive together share this cost. Readers see each batch as if it were published alone.
 """
 
 import hashlib
@@ -55,15 +55,14 @@ class NewBatch:
 
 
 def publish_many(files: StoreFiles, batches: Sequence[NewBatch]) -> list[BatchManifest]:
-    """Publish batches with one file an hour for all of them, and one commit; return their manifests.
+    """Publish batches with one file per hour for all of them, and one commit; return their manifests.
 
-    Each batch is published as a whole and once, as by `publish`: those that another attempt
-    published meanwhile are left as they are. Batches whose ids name no hour are published one by
-    one.
+    Each batch is published atomically and once, as by `publish`: those that another attempt has
+    published meanwhile are unchanged. Batches whose ids name no hour are published one by one.
 
     Raises:
         InvalidInput: If rows do not belong to their batch, or spread over too many hours.
-        StorageError: If writing fails; trying again is safe.
+        StorageError: If writing fails; a retry is safe.
     """
     together: dict[datetime, list[NewBatch]] = {}
     for batch in batches:
@@ -107,7 +106,7 @@ def _commit(
 def _put_batches(
     files: StoreFiles, commit: str, batches: Sequence[NewBatch]
 ) -> tuple[list[datetime], dict[str, BatchManifest]]:
-    """Write the rows of batches, one file an hour, not published yet; return hours and manifests."""
+    """Write the rows of batches, one file per hour, unpublished yet; return hours and manifests."""
     tables = [
         batch.table if batch.table.schema == OBSERVATION_SCHEMA else validate_table(batch.table)
         for batch in batches
@@ -139,7 +138,7 @@ def _put_batches(
 
 
 def _rows_digest(table: pa.Table) -> str:
-    """Return the SHA-256 of rows, whatever file holds them."""
+    """Return the SHA-256 of rows, independent of the file that holds them."""
     sink = pa.BufferOutputStream()
     plain = pa.Table.from_batches(table.combine_chunks().to_batches(), table.schema)
     with pa.ipc.new_stream(sink, plain.schema) as writer:
@@ -152,7 +151,7 @@ _shared_before: set[tuple[str, str]] = set()
 
 
 def _with_shared(files: StoreFiles, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest whose long values that all batches share are named by their digest."""
+    """Return a manifest in which long shared values are replaced by their digest."""
     provenance = dict(manifest["provenance"])
     for key in _SHARED_KEYS & provenance.keys():
         text = json.dumps(provenance[key], sort_keys=True)

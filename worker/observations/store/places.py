@@ -1,12 +1,11 @@
-"""Say where the files of the observation store lie: in a folder, or in a bucket.
+"""Provide storage backends for the observation store: a folder, or a bucket.
 
-The store writes files that never change, lists folders and reads small files; `place_of` gives it
-one of two kinds to do so. A folder has temporary names, renames and locks; a bucket shows an
-object when it is whole, and lets one of two writers win. What the files mean is the affair of
-`worker.observations.store.files`.
+The store writes immutable files, lists folders and reads small files; `place_of` returns one of two
+backends for this. A folder has temporary names, renames and locks; a bucket makes objects visible
+atomically, and has conditional writes. `worker.observations.store.files` defines the files.
 
-Parquet files in a bucket are copied to the data folder when they are read, and stay there to be
-read again, up to a bound: they never change, and their names hold the beginning of their SHA-256.
+Parquet files of a bucket are cached in the data folder when they are read, up to a size limit: they are
+immutable, and their names contain a prefix of their SHA-256.
 """
 
 import os
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["BucketPlace", "FolderPlace", "StorePlace", "place_of"]
 
 _AT_ONCE = 8
-"""Files fetched at the same time."""
+"""Maximum number of concurrent downloads."""
 
 
 class StorePlace(Protocol):
@@ -55,7 +54,7 @@ class StorePlace(Protocol):
         """Return what `read` does for each of several files."""
 
     def write(self, name: str, content: bytes, *, exclusive: bool = False) -> None:
-        """Write a file, which appears whole.
+        """Write a file atomically.
 
         Raises:
             FileExistsError: If `exclusive` is set and it exists.
@@ -151,12 +150,12 @@ class FolderPlace:
 
 @dataclass(frozen=True)
 class BucketPlace:
-    """Objects of an S3-compatible bucket, and copies of those that are read.
+    """Objects of an S3-compatible bucket, with a disk cache.
 
     Attributes:
         url: Such as `s3://bucket/prefix`.
-        cache: Folder of the copies.
-        cache_bytes: Bound of the copies.
+        cache: Folder of the disk cache.
+        cache_bytes: Size limit of the cache.
     """
 
     url: str
@@ -165,12 +164,12 @@ class BucketPlace:
 
     @property
     def bucket(self) -> "Bucket":
-        """Return the client that this process has."""
+        """Return the client of this process."""
         return open_bucket(self.url)
 
     @property
     def copies(self) -> FileCache:
-        """Return the bounded folder of copies."""
+        """Return the disk cache."""
         lock = self.cache.with_name(f".{self.cache.name}.trim")
         return FileCache(self.cache, self.cache_bytes, lock, _parquet)
 
@@ -191,7 +190,7 @@ class BucketPlace:
         if not exclusive:
             self.bucket.send(content, name)
         elif not self.bucket.create(name, content) and self.read(name) != content:
-            # the same content: the answer to our own first request was lost
+            # the same content: the response to our own first request was lost
             raise FileExistsError(name)
 
     def remove(self, names: Sequence[str]) -> None:
@@ -199,7 +198,7 @@ class BucketPlace:
 
     def remove_folder(self, folder: str) -> bool:
         found = [one.name for one in self.bucket.list(folder)]
-        # without its manifest a merged file counts no more, and its hour is read from the others
+        # without its manifest a merged file is ignored, and its hour is read from the others
         self.remove([name for name in found if not name.endswith(".parquet")])
         self.remove([name for name in found if name.endswith(".parquet")])
         shutil.rmtree(self.cache / folder, ignore_errors=True)
@@ -235,12 +234,12 @@ def _parquet(folder: Path) -> Iterator[Path]:
 
 @lru_cache(maxsize=16)
 def place_of(url: str, cache: str, cache_bytes: int) -> StorePlace:
-    """Return where the files of a store lie.
+    """Return the storage backend of a store.
 
     Arguments:
         url: A folder, or `s3://bucket/prefix`.
-        cache: Folder for copies of what lies in a bucket.
-        cache_bytes: Bound of the copies.
+        cache: Folder for the disk cache of a bucket.
+        cache_bytes: Size limit of the cache.
 
     Raises:
         ConfigurationError: If the address is none of these.

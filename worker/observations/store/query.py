@@ -1,7 +1,7 @@
 """Query the observation store by time, box, network, variable, outcome and cut-off.
 
-No row is read that the query does not need: hours are folders, columns are projected, and time
-and other conditions go down to the row groups.
+Only needed data are read: hours are folders, columns are projected, and conditions are pushed down to
+the row groups.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MAX_PAGE = 1_000_000
-"""Most rows of one page."""
+"""Maximum number of rows of one page."""
 
 _ATTEMPTS = 3
 _COLUMNS: Registry[pa.Field] = Registry("column", **{f.name: f for f in OBSERVATION_SCHEMA})
@@ -83,11 +83,11 @@ class ObservationQuery(BaseModel):
 
 @dataclass(frozen=True)
 class ObservationPage:
-    """Some rows, and where the next ones begin.
+    """A page of rows, with the offset of the next page.
 
     Attributes:
         table: Columns of the observation table, in order of hour and arrival.
-        next_offset: For the next page; None when there are no more rows.
+        next_offset: Offset of the next page; None if there are no more rows.
     """
 
     table: pa.Table
@@ -95,7 +95,7 @@ class ObservationPage:
 
 
 OnBytes = Callable[[int], None]
-"""Called with the bytes of the rows that were read; it may raise an error to have no more read."""
+"""Called with the size in bytes of the rows read so far; may raise an error to stop reading."""
 
 
 def query_observations(
@@ -108,8 +108,8 @@ def query_observations(
 
     Arguments:
         files: The store.
-        query: The question.
-        on_bytes: Told of the memory that the page takes, while it is read.
+        query: The query.
+        on_bytes: Called with the memory of the page while it is read.
     """
     for _ in range(_ATTEMPTS):
         counted = _Counted(on_bytes)
@@ -122,7 +122,7 @@ def query_observations(
 
 
 def read_rows(files: StoreFiles, query: ObservationQuery, max_rows: int | None = None) -> pa.Table:
-    """Return all rows of the answer as one table, whatever `limit` and `offset`.
+    """Return all rows of the answer as one table, ignoring `limit` and `offset`.
 
     Raises:
         ResourceExhausted: If there are more than `max_rows`.
@@ -168,7 +168,7 @@ def _collect(files: StoreFiles, query: ObservationQuery, max_rows: int | None) -
 
 @dataclass
 class _Counted:
-    """What was reported of one reading, so that it can be taken back."""
+    """Memory reported for one attempt at reading, so that it can be undone."""
 
     report: OnBytes | None
     size: int = 0
@@ -180,7 +180,7 @@ class _Counted:
             self.report(part.nbytes)
 
     def undo(self) -> None:
-        """Take all that was reported back."""
+        """Undo all that was reported."""
         if self.report is not None:
             self.report(-self.size)
 
@@ -204,7 +204,7 @@ def _page(files: StoreFiles, query: ObservationQuery, counted: _Counted) -> Obse
 
 
 def _own(part: pa.RecordBatch, whole: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a part of a batch; copied where it is small, so that the rest is freed."""
+    """Return a part of a batch; copied if it is small, so that the whole can be freed."""
     if 2 * part.num_rows > whole.num_rows:
         return part
     return part.take(pa.array(range(part.num_rows), pa.int64()))

@@ -1,7 +1,7 @@
 """Publish batches into the observation store, read windows, and send a whole store to a bucket.
 
-A batch becomes one file an hour, then its manifest, after which readers see all of it. Files appear
-whole or not at all.
+A batch is written as one file per hour, then its manifest, after which readers see all of it. Files are
+written atomically.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ __all__ = [
 def write_file(
     files: StoreFiles, relative: str, content: bytes, *, exclusive: bool = False
 ) -> None:
-    """Write one file, which appears whole.
+    """Write one file atomically.
 
     Arguments:
         files: The store.
@@ -73,10 +73,10 @@ def write_file(
 
 
 MAX_HOURS = 20_000
-"""Most hours one batch may spread over: each becomes a file."""
+"""Maximum number of hours of one batch: each becomes a file."""
 
 ROW_GROUP = 65_536
-"""Rows of a row group: small enough to skip most of an hour by time."""
+"""Number of rows of a row group: small enough to skip most of an hour by time."""
 
 _HOUR = 3_600_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -91,8 +91,8 @@ def publish(
 ) -> BatchManifest:
     """Publish a batch and return its manifest, after which readers see all of it.
 
-    Publishing the same batch again changes nothing and returns the manifest of the first time; a
-    crash before the manifest leaves files that nobody reads and that the next attempt rewrites.
+    Idempotent: publishing a batch again changes nothing and returns the first manifest. A crash before
+    the manifest leaves files that are never read and that the next attempt overwrites.
 
     Arguments:
         files: The store.
@@ -103,7 +103,7 @@ def publish(
 
     Raises:
         InvalidInput: If the rows do not belong to the batch, or spread over too many hours.
-        StorageError: If writing fails; trying again is safe.
+        StorageError: If writing fails; a retry is safe.
     """
     if (existing := files.manifest(batch_id)) is not None:
         return existing
@@ -163,7 +163,7 @@ def by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
 def put_hour(
     files: StoreFiles, part: pa.Table, hour: datetime, owner: str, received_time: datetime
 ) -> StoredFile:
-    """Write the rows of one hour and owner as a file, not published yet."""
+    """Write the rows of one hour and owner as a file, unpublished yet."""
     content = encode_rows(part)
     digest = hashlib.sha256(content).hexdigest()
     stamp = f"{received_time.astimezone(UTC):%Y%m%dT%H%M%S%fZ}"
@@ -173,7 +173,7 @@ def put_hour(
 
 
 def remove_files(files: StoreFiles, paths: list[str]) -> None:
-    """Remove files that are still there."""
+    """Remove files, if they exist."""
     files.place.remove(paths)
 
 
@@ -183,8 +183,8 @@ class ObservationStore:
 
     Attributes:
         url: The root.
-        cache: Folder of this machine for copies of what lies in a bucket.
-        cache_bytes: Bound of the copies.
+        cache: Local folder for the disk cache of a bucket.
+        cache_bytes: Size limit of the cache.
     """
 
     url: str
@@ -199,7 +199,7 @@ class ObservationStore:
 
     @property
     def files(self) -> StoreFiles:
-        """Names and manifests of the files below the root."""
+        """Return the names and manifests of the files below the root."""
         return StoreFiles(str(self.url), self.cache, self.cache_bytes)
 
     def publish(
@@ -227,8 +227,8 @@ class ObservationStore:
         """Return the rows observed in (start, end], in order of hour and arrival.
 
         Arguments:
-            window: The time.
-            cut_off: Only rows that had arrived by then: any past state of the store.
+            window: The time window.
+            cut_off: Only rows that had arrived by then, to reproduce a past state of the store.
             columns: Names of the columns; empty for all.
             report_types: Only these networks; empty for all.
             variables: Only these variables; empty for all.
@@ -253,11 +253,11 @@ class ObservationStore:
 
 
 def send_store(layout: Layout) -> int:
-    """Copy the store of the data folder to the bucket, as an installation moves; return how many files.
+    """Copy the store from the data folder to the bucket, to move an installation; return the file count.
 
-    Nobody may write to it meanwhile. Files come first and what makes them count last, as in
-    publication, so that it may be cut off anywhere and run again. The folder is renamed to
-    `observations-sent` at the end, to be deleted by hand.
+    Nobody may write to it meanwhile. Manifests are copied last, as in publication, so that it can be
+    interrupted anywhere and run again. The folder is renamed to `observations-sent` at the end, to be
+    deleted by hand.
 
     Raises:
         BucketUnavailable: If the bucket does not answer; run it again.
@@ -281,6 +281,6 @@ def send_store(layout: Layout) -> int:
 
 
 def _in_order(source: Path) -> Iterator[Path]:
-    """Yield the files to copy: rows, then what manifests share, then manifests."""
+    """Yield the files to copy: rows, then values shared by manifests, then manifests."""
     for pattern in ("date=*/hour=*/[!._]*", "shared/[!.]*", "date=*/hour=*/_*", "batches/[!.]*"):
         yield from sorted(source.glob(pattern))

@@ -1,7 +1,7 @@
 """Write the background of an analysis: its mean and spread at the times of the result.
 
-With it the increment, analysis minus background, can be shown as a field. The file is the NetCDF of
-`worker.results.outputs.cf` for the first guess in place of the analysis.
+It is needed to show the increment, analysis minus background, as a field. The file is the NetCDF of
+`worker.results.outputs.cf` with the first guess in place of the analysis.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ def write_product(product: Product, folder: Path) -> Written:
     if product.background is None:
         return []
     spec = product.job.spec.model_copy(update={"fields": "mean"})
-    # Seeds, pairs and the like are those of the analysis.
+    # Attributes such as seeds and pairs would be those of the analysis.
     first_guess = replace(
         product,
         job=product.job.model_copy(update={"spec": spec}),

@@ -1,4 +1,4 @@
-"""Round bits: set mantissa bits that hold no information to zero, so that files compress.
+"""Round bits: set mantissa bits without information to zero, so that files compress.
 
 The number of bits kept of each field is the largest of three:
 
@@ -7,8 +7,8 @@ The number of bits kept of each field is the largest of three:
 * enough that the rounding error is a tenth of the ensemble spread or less at 9 points of 10;
 * enough that the error of a typical value is a tenth of the typical difference of neighbours.
 
-The first alone would spoil gradients of fields whose values are large beside their variations
-(mean sea level pressure), the other two guard them and the ensemble.
+The first alone would degrade gradients of fields whose values are large compared with their variations
+(mean sea level pressure); the other two protect gradients and the ensemble.
 
 References:
     | Compressing atmospheric data into its real information content (Klöwer, Razinger, Dominguez,
@@ -45,7 +45,7 @@ MANTISSA = 23
 INFORMATION = 0.99
 FRACTION = 0.1
 SAMPLE = 1 << 15
-"""Values looked at: a thousandth of a bit is significant among so many pairs."""
+"""Number of values sampled, among which a thousandth of a bit of information is significant."""
 
 Float = NDArray[np.float32]
 
@@ -72,19 +72,19 @@ def round_bits(values: Float, bits: int) -> Float:
 
 
 def _used(values: Float) -> NDArray[np.bool_]:
-    """Leave out exact zeros: all their bits agree, which says nothing about bits worth keeping."""
+    """Return the mask of values other than exact zeros, whose bits all agree and carry no information."""
     used: NDArray[np.bool_] = np.isfinite(values) & (values != 0)
     return used
 
 
 def sampled_rows(count: int, width: int) -> NDArray[np.int64]:
-    """Return which rows are looked at, spread evenly over `count` rows of `width` values."""
+    """Return the rows to sample, spread evenly over `count` rows of `width` values."""
     looked_at = min(count, max(1, SAMPLE // width))
     return np.linspace(0, count - 1, looked_at).astype(np.int64)
 
 
 def usable_rows(rows: Float) -> NDArray[np.bool_]:
-    """Return which rows (n, X) hold a value that says something about bits, with shape (n,)."""
+    """Return which rows (n, X) hold a value usable for bit information, with shape (n,)."""
     found: NDArray[np.bool_] = np.any(_used(rows), axis=-1)
     return found
 
@@ -127,13 +127,13 @@ def bit_information(values: Float) -> NDArray[np.float64]:
 
 
 _MOST = 255
-"""Ones that a byte counts."""
+"""Largest count that fits into a byte."""
 
 
 def _share_of_ones(raw: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """Return how often each of the 32 bits is set, the highest first.
+    """Return the share of values in which each of the 32 bits is set, the highest first.
 
-    A byte for each bit, eight of them in an integer: adding integers counts eight bits at once.
+    Each bit has a byte as counter, eight in an integer, so that one addition counts eight bits.
     """
     wide = -(-raw.size // _MOST)
     padded = np.zeros(_MOST * wide, dtype=">u4")
@@ -145,7 +145,7 @@ def _share_of_ones(raw: NDArray[np.uint32]) -> NDArray[np.float64]:
 
 
 def _biased(values: Float) -> NDArray[np.uint32]:
-    """Return the raw bits, with the exponent as sign and magnitude about 2^0 instead of biased."""
+    """Return the raw bits, with the exponent as sign and magnitude instead of biased."""
     raw = values.view(np.uint32)
     exponent = ((raw >> np.uint32(23)) & np.uint32(0xFF)).astype(np.int32) - 127
     magnitude = np.abs(exponent).astype(np.uint32) | np.where(exponent < 0, 0x80, 0).astype(
@@ -173,7 +173,7 @@ def information_bits(values: Float) -> int:
 
 
 def _guard(ratio: float) -> int:
-    """Return the bits that keep half a unit in the last place, 2^(e - bits - 1), below the fraction.
+    """Return the bits for which half a unit in the last place, 2^(e - bits - 1), is below `FRACTION`.
 
     Arguments:
         ratio: 2^e over the scale that the error is compared with.
@@ -182,14 +182,14 @@ def _guard(ratio: float) -> int:
 
 
 def _median(values: NDArray[Any]) -> float:
-    """Return the median of some numbers (n,), without the checks that `np.median` makes."""
+    """Return the median of numbers (n,), without the checks of `np.median`."""
     low, high = (values.size - 1) // 2, values.size // 2
     middle = np.partition(values, (low, high))
     return float((float(middle[low]) + float(middle[high])) / 2)
 
 
 def _ninth_tenth(values: NDArray[np.float64]) -> float:
-    """Return the quantile 0.9 of some numbers (n,), between two as `np.quantile` takes it."""
+    """Return the quantile 0.9 of numbers (n,), interpolated like `np.quantile`."""
     place = (values.size - 1) * 0.9
     low = int(place)
     high = min(low + 1, values.size - 1)
@@ -215,7 +215,7 @@ def keep_bits(values: Float, spread: Float | None = None) -> int:
 
 
 def bits_of_rows(rows: Float, around: Float | None = None) -> int:
-    """Return how many mantissa bits to keep, judged by rows of a field.
+    """Return how many mantissa bits to keep, estimated from rows of a field.
 
     Arguments:
         rows: With shape (n, X).
@@ -240,7 +240,7 @@ def bits_of_rows(rows: Float, around: Float | None = None) -> int:
 
 
 def round_field(values: Float, spread: Float | None = None, bits: int | None = None) -> Rounded:
-    """Round a field to `bits`, or to those worth keeping; other arguments as `keep_bits`."""
+    """Round a field to `bits`, by default those from `keep_bits`, whose arguments these are."""
     bits = keep_bits(values, spread) if bits is None else bits
     rounded = round_bits(values, bits)
     error = np.abs(rounded - values, dtype=np.float64)

@@ -1,13 +1,13 @@
 """Write the CF dataset as NetCDF-4 or Zarr, compressed after bit rounding, and read it back.
 
-A file is written and read back hour by hour, for a result may be larger than the memory. How many
-bits are kept is decided before, from rows of all hours.
+A file is written and read back hour by hour, because a result may be larger than the memory. The number
+of bits to keep is determined first, from rows of all hours.
 
-NetCDF files have one unlimited dimension and no 64-bit integers, which older readers do not know, in
-the format NETCDF4: the library crashes when the disk fills while it writes NETCDF4_CLASSIC. Time is
-the unlimited dimension, along which ncrcat and ncra join and average files. The NetCDF library lays
-the file out, for no hours; HDF5 then takes chunks that all cores have compressed, by the same
-filters, so that readers need nothing special.
+NetCDF files have one unlimited dimension and no 64-bit integers, which older readers do not support,
+but the format NETCDF4: the library crashes if the disk fills while it writes NETCDF4_CLASSIC. Time is
+the unlimited dimension, along which ncrcat and ncra join and average files. The NetCDF library creates
+the file without hours; chunks compressed on all cores by the same filters are then written through
+HDF5, so that readers need nothing special.
 
 A Zarr store is one zip archive: a file with a hash, still read chunk by chunk. It has format 2,
 which every Zarr reader knows, with consolidated metadata. The archive holds it uncompressed (the
@@ -48,13 +48,13 @@ __all__ = [
 
 
 LEVEL = 4
-"""Of deflate, from 1 (fast) to 9 (small)."""
+"""Compression level of deflate, from 1 (fast) to 9 (small)."""
 
 
 def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Return the encoding: a chunk for each horizontal field, shuffled and deflated.
 
-    Deflate rather than zstd: every NetCDF reader has it, zstd needs a plugin in many.
+    Deflate rather than zstd, because every NetCDF reader supports it, and many need a plugin for zstd.
     """
     fields = {
         n: v for n, v in dataset.variables.items() if {"latitude", "longitude"} <= set(v.dims)
@@ -72,10 +72,10 @@ def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 
 def _lay_out(hour: xr.Dataset, path: Path, hours: int) -> None:
-    """Write everything but the values of so many hours.
+    """Write everything but the values of the hours.
 
-    All is defined before anything is written: xarray, which does so variable by variable, takes
-    three times as long.
+    All variables are defined before anything is written: xarray, which defines and writes them one by
+    one, takes three times as long.
     """
     empty = _without_int64(hour.isel(time=slice(0, 0)))
     for name, chosen in encoding(hour).items():
@@ -157,7 +157,7 @@ def _write_netcdf(hours: RoundedHours, path: Path) -> None:
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         hours.each(put)
-    if len(hours.product.times) > 1:  # those of the first hour were laid out with it
+    if len(hours.product.times) > 1:  # the first hour's were written with the layout
         with netCDF4.Dataset(path, "a") as file:
             for name, notes in hours.notes.items():
                 file[name].setncatts(notes)
@@ -170,7 +170,7 @@ def _check_netcdf(hours: RoundedHours, path: Path) -> None:
 
 
 def _read_hour(file: netCDF4.Dataset, t: int) -> dict[Hashable, xr.Variable]:
-    """Return the variables of hour `t` as they are read; xarray decodes only what is no field."""
+    """Return the variables of hour `t` as stored; only those that are not fields are decoded."""
     fields: dict[Hashable, xr.Variable] = {}
     others: dict[Hashable, xr.Variable] = {}
     for name, stored in file.variables.items():
@@ -185,15 +185,15 @@ def _read_hour(file: netCDF4.Dataset, t: int) -> dict[Hashable, xr.Variable]:
 
 
 def write_netcdf(product: Product, path: Path, **attributes: str) -> Path:
-    """Write a product with bit rounding; the file appears complete or not at all.
+    """Write a product with bit rounding; the file is written atomically.
 
     Arguments:
-        product: What is written.
-        path: Of the file.
-        attributes: Global attributes, in the place of the product's own.
+        product: The product.
+        path: Path of the file.
+        attributes: Global attributes that replace the product's own.
 
     Raises:
-        StorageError: If what is read back differs.
+        StorageError: If the content read back differs.
         OSError: If the disk is full.
     """
     hours = RoundedHours(product, attributes)
@@ -206,7 +206,7 @@ def write_netcdf_product(product: Product, folder: Path) -> Written:
 
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of every entry: the same store gives the same bytes."""
+"""Fixed time of all entries, so that equal stores give equal bytes."""
 
 
 def _encoding(hour: xr.Dataset) -> dict[str, dict[str, Any]]:
@@ -223,7 +223,7 @@ def _encoding(hour: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 
 def _put_zarr(folder: Path, hours: int, t: int, hour: xr.Dataset) -> None:
-    """Write hour `t` of so many; the coordinates of all of them are one chunk."""
+    """Write hour `t` of `hours`; coordinates over all hours are one chunk."""
     timed = {n: array for n, array in hour.variables.items() if "time" in array.dims}
     if not t:
         for array in timed.values():
@@ -239,13 +239,13 @@ def _put_zarr(folder: Path, hours: int, t: int, hour: xr.Dataset) -> None:
 
 
 def _order(folder: Path, path: Path) -> tuple[bool, bool, str]:
-    """Sort consolidated metadata before other metadata, and these before chunks."""
+    """Return the sort key: consolidated metadata, other metadata, chunks."""
     name = path.relative_to(folder).as_posix()
     return name != ".zmetadata", not path.name.startswith(".z"), name
 
 
 def _write_zarr(hours: RoundedHours, path: Path) -> None:
-    # Where the disk is full, other threads of zarr may still write while the folder is removed.
+    # If the disk is full, other threads of zarr may still write while the folder is removed.
     with TemporaryDirectory(prefix=".part-", dir=path.parent, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         hours.each(partial(_put_zarr, folder, len(hours.product.times)))

@@ -1,9 +1,9 @@
-"""Convert states to a CF-1.11 dataset: the only place where a result gets its CF form.
+"""Convert states to a CF-1.11 dataset; all CF conventions of results are defined here.
 
-Dimensions are time, realization, air_pressure, latitude, longitude. CF recommends others to the left
-of time, but CDO skips variables whose first dimension is not time, and only the first can be a record
-dimension of the classic model. Times are float64, which every reader takes: seconds since 1970 are
-exact in it, need 64 bits from 2038 on, and int64 is unknown to the classic model. Every quantity is
+Dimensions are time, realization, air_pressure, latitude, longitude. CF recommends other dimensions to
+the left of time, but CDO skips variables whose first dimension is not time, and only the first can be
+a record dimension of the classic model. Times are float64, which every reader supports: seconds since
+1970 are exact in it, exceed 32 bits from 2038 on, and int64 is not in the classic model. Every quantity is
 one variable under its short name; `<name>_mean` and `<name>_spread` are the ensemble mean and standard
 deviation. See https://cfconventions.org/Data/cf-conventions/cf-conventions-1.11/
 """
@@ -57,15 +57,15 @@ def _moment(time: datetime, long_name: str, **attributes: Any) -> xr.Variable:
 
 
 def _numbers(dims: Any, values: NDArray[Any] | float, **attributes: Any) -> xr.Variable:
-    """Return a coordinate without a fill value, since no value of it may be missing."""
+    """Return a coordinate variable without a fill value, because no value of it may be missing."""
     return xr.Variable(dims, values, attributes, encoding={"_FillValue": None, "coordinates": None})
 
 
 def _cells(grid: Grid) -> dict[str, xr.Variable]:
     """Return latitude, longitude and the bounds of their cells.
 
-    The rows' shares of the sphere give the edges: on a Gaussian grid the quadrature weights, on a
-    regular one the bands between mid-latitudes with caps at the poles.
+    The edges follow from the rows' shares of the sphere: on a Gaussian grid the quadrature weights, on
+    a regular one the bands between mid-latitudes with caps at the poles.
     """
     sine = 1.0 - 2.0 * np.concatenate(([0.0], np.cumsum(grid.area_weights)))
     latitude = np.rad2deg(np.arcsin(np.clip(sine, -1.0, 1.0)))
@@ -135,7 +135,7 @@ def _heights(product: Product) -> dict[str, xr.Variable]:
             (),
             metres,
             long_name=f"{metres:.0f} m above ground",
-            # No standard_name and positive: CDO would take it for the vertical axis, not members.
+            # Without standard_name and positive: CDO would take it for the vertical axis.
             units="m",
         )
         for metres in sorted(
@@ -286,7 +286,7 @@ def to_dataset(product: Product) -> xr.Dataset:
         data.update(_variables(product, field))
     data.update(_seeds(product))
     dataset = xr.Dataset(data, coordinates(product), global_attributes(product))
-    # Bounds and the window are no coordinates of the fields.
+    # Bounds and the window are not coordinates of the fields.
     apart = [
         n for n in dataset.coords if str(n).endswith(("_bnds", "_start", "_end", "cut_off_time"))
     ]
@@ -319,17 +319,17 @@ def _round(
 def round_dataset(
     dataset: xr.Dataset, kept: Mapping[str, Sequence[int]] | None = None
 ) -> xr.Dataset:
-    """Round the bits of all fields level by level, and record with each how many were kept.
+    """Round the bits of all fields level by level, and record the number of bits kept of each.
 
     Arguments:
-        dataset: As made by `to_dataset`.
-        kept: Bits kept of each field and level, where the dataset is part of a result; None to
-            take those that are worth keeping in it.
+        dataset: From `to_dataset`.
+        kept: Bits to keep of each field and level, if the dataset is part of a result; None to
+            determine them from the dataset.
     """
     rounded: dict[str, xr.Variable] = {}
     mirrored = dataset.attrs.get("mirrored_members") == "true"
     pairs = AntitheticPairs.of(range(dataset.sizes["realization"]), mirrored)
-    for name in dataset.data_vars:  # as variables: an array of a dataset takes long to make
+    for name in dataset.data_vars:  # as variables: creating DataArrays is slow
         array, guide = dataset.variables[name], _spread_name(name)
         if not {"latitude", "longitude"} <= set(array.dims):
             continue
@@ -349,8 +349,8 @@ def _rounded(
     pairs: AntitheticPairs,
     kept: Sequence[int] | None,
 ) -> xr.Variable:
-    """Return a variable with rounded values and what was rounded."""
-    # Members first: a row of the spread stands for the same row of every member.
+    """Return a variable with rounded values, and the rounded fields."""
+    # Members first: a row of the spread applies to the same row of every member.
     whole = array.transpose("realization", ...) if "realization" in array.dims else array
     scale = None if spread is None else spread.values
     if kept is None and scale is None and "realization" in array.dims:

@@ -70,7 +70,7 @@ _TEXTS = {
     "platform": "platform",
 }
 _CODED = {"reportType": "report_type", "batch": "batch_id", "verticalKind": "vertical_kind"}
-"""Few distinct words: kept as numbers with their meanings, since texts do not compress."""
+"""Columns with few distinct texts, stored as numbers with `flag_meanings`: texts do not compress."""
 _PLACES = {
     "latitude": ("lat", "degrees_north"),
     "longitude": ("lon", "degrees_east"),
@@ -83,8 +83,7 @@ _SECOND = 1_000_000_000
 def _locations(table: pa.Table) -> NDArray[np.int64]:
     """Return the location of each row, numbered from 0 by first appearance, with shape (rows,).
 
-    A second value of one variable at the same place and time (a duplicate) gets a location of
-    its own.
+    A second value of one variable at the same place and time (a duplicate) gets a separate location.
     """
     text = [category_codes(table, name)[0] for name in (*_TEXTS.values(), *_CODED.values())]
     exact = [time_column(table), time_column(table, "received_time")]
@@ -149,12 +148,12 @@ def _metadata(file: Any, table: pa.Table, first: NDArray[np.int64]) -> None:
 
 
 def ioda_name(variable: str) -> str:
-    """Return the IODA name of a variable; our own id where IODA has none."""
+    """Return the IODA name of a variable; our own id if IODA has none."""
     return IODA_NAMES.get(variable, variable)
 
 
 def _with_bias(table: pa.Table) -> pa.Table:
-    """Return the table with the biases of sensors added to the values again, as IODA and ODB have them."""
+    """Return the table with uncorrected values, as in IODA and ODB: sensor biases are added again."""
     bias = np.nan_to_num(float_column(table, "obs_bias"), nan=0.0)
     return set_column(table, "obs_value", float_column(table, "obs_value") + bias)
 
@@ -234,7 +233,7 @@ def check_ioda(table: pa.Table, path: Path) -> None:
     table = _with_bias(table)
     code, names = category_codes(table, "variable")
     flags, values = float_column(table, "qc_flag"), float_column(table, "obs_value")
-    # A value that is the fill value itself, as earlier versions stored it, is read back as none.
+    # A value equal to the fill value, which earlier versions stored, is read back as missing.
     values = np.where(values == netCDF4.default_fillvals["f8"], np.nan, values)
     with netCDF4.Dataset(path) as file:
         for i, variable in enumerate(names):
@@ -255,7 +254,7 @@ def checked_feedback(table: pa.Table) -> pa.Table:
     """Return the table after checking that each observation is in it once, with one flag.
 
     Raises:
-        InvalidInput: If an observation comes twice, or its flag is not the number of its check.
+        InvalidInput: If an observation occurs twice, or its flag is not the number of its check.
     """
     table = validate_table(table, FEEDBACK_SCHEMA)
     if not len(table):
@@ -405,7 +404,7 @@ def _write_odb(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _check_odb(frame: pd.DataFrame, path: Path) -> None:
-    with path.open("rb") as stream:  # given a name, pyodc leaves the file open
+    with path.open("rb") as stream:  # given a path, pyodc leaves the file open
         found = pyodc.read_odb(stream, single=True)
     for name in frame.columns:
         a, b = frame[name].to_numpy(), found[name].to_numpy()

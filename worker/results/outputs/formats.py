@@ -1,4 +1,4 @@
-"""Register the output formats and write their files so that no half-written file is seen.
+"""Register the output formats and write their files atomically.
 
 A writer takes a `Product` and the folder to write into, and returns the files with their roles.
 """
@@ -26,7 +26,7 @@ class OutputFormat:
     """One output format; its writer is imported when first used.
 
     Attributes:
-        name: In the registry and the API.
+        name: Name in the registry and the API.
         description: One line for the user.
         writer: `"package.module:function"`.
     """
@@ -78,9 +78,9 @@ def product_file(product: Product, folder: Path, extension: str, tag: str | None
     """Return the path of a file of the product.
 
     Arguments:
-        product: What is written.
-        folder: Of the result.
-        extension: Without the dot.
+        product: The product.
+        folder: Folder of the result.
+        extension: File name extension without the dot.
         tag: Part of the name; by default the tag of the job's kind.
     """
     name = analysis_file_name(
@@ -99,9 +99,9 @@ def put_file(
     """Write under a temporary name, sync to disk, read back, then rename to the final name.
 
     Arguments:
-        path: The final name; one that exists is replaced.
-        write: Makes the file at the path given.
-        check: Reads the file at the path given and raises if it is not what was to be written.
+        path: The final path; an existing file is replaced.
+        write: Writes the file to a given path.
+        check: Reads the file at a given path and raises if the content is not as intended.
 
     Returns:
         `path`.
@@ -119,7 +119,7 @@ def put_file(
     except (RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        # netCDF's and HDF5's words for any failed write, a full disk included
+        # netCDF's and HDF5's errors for any failed write, including a full disk
         free = free_bytes(path.parent)
         raise StorageError(
             f"Expected to write {path.name}; the library says '{error}'. {free} bytes are free.",

@@ -1,11 +1,11 @@
 """Write GRIB2 files of a result: members, ensemble mean and spread, one message for each field.
 
-Codes are those of the WMO alone, no centre's own, so that every reader knows them. Precipitation
+Only codes of the WMO are used, none local to a centre, so that every reader knows them. Precipitation
 is the sum of the hour before the valid time: in an analysis its reference time is an hour earlier.
 
-Messages go hour by hour with the same fields in the same order, as CDO reads files of several hours in
-no other. Packing is simple (template 5.0), which every reader has: GDAL, and so QGIS, lacks CCSDS (5.42),
-and ecCodes loses digits of fields with a small range in complex packing (5.3).
+Messages are ordered by hour, with the same fields in the same order, the only order in which CDO reads
+files of several hours. Packing is simple (template 5.0), which every reader supports: GDAL, and so
+QGIS, lacks CCSDS (5.42), and ecCodes loses digits of fields with a small range in complex packing (5.3).
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ PACKING = "grid_simple"
 MISSING = 9.999e20
 UNKNOWN_CENTRE = 255
 WATER = 1000.0
-"""Density of water in kg m-3: a metre of water is so many kg m-2."""
+"""Density of water in kg m-3, to convert metres of water to kg m-2."""
 
 
 # Product definition templates (table 4.0), at a point in time and over an interval.
@@ -48,7 +48,7 @@ class Message:
     """One horizontal field and the GRIB keys that describe it.
 
     Attributes:
-        keys: In the order in which they are set.
+        keys: Keys in the order in which they are set.
         values: Rows north to south, NaN where missing, with shape (Y, X).
     """
 
@@ -176,7 +176,7 @@ def _compare(message: Message, handle: Any) -> None:
     eccodes.codes_set(handle, "missingValue", MISSING)
     found = eccodes.codes_get_values(handle).reshape(message.values.shape)
     found = np.where(found == MISSING, np.nan, found)
-    # Packing rounds to the nearest step; the reference value is itself rounded to float32.
+    # Packing rounds to the nearest step; the reference value is rounded to float32, too.
     allowed = 1.01 * eccodes.codes_get(handle, "packingError")
     error = np.nan_to_num(np.abs(found - message.values))
     missing_same = np.array_equal(np.isnan(found), np.isnan(message.values))
@@ -202,7 +202,7 @@ def _check(product: Product, what: str, path: Path) -> None:
 
 
 def write_product(product: Product, folder: Path) -> Written:
-    """Write up to three files, each of which opens as one hypercube per kind of level."""
+    """Write up to three files, each of which opens as one hypercube per type of level."""
     wanted = {"members": ("members",), "mean": ("mean", "spread")}.get(
         product.job.spec.fields, ("members", "mean", "spread")
     )

@@ -1,7 +1,7 @@
-"""Round a result hour by hour: which bits are kept is decided from rows of all its hours.
+"""Round a result hour by hour, with the bits to keep determined from rows of all hours.
 
 A result may be larger than the memory. Its hours are converted, rounded and written one at a time,
-with the same values as if it were rounded whole, and compared one at a time with what is read back.
+with the same values as if it were rounded as a whole, and compared one at a time with the written file.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -29,11 +29,11 @@ Float = NDArray[np.float32]
 
 
 class RoundedHours:
-    """The hours of a result as datasets with rounded values, of which one is held at a time.
+    """The hours of a result as datasets with rounded values, one in memory at a time.
 
     Arguments:
         product: The result.
-        attributes: Global attributes, in the place of its own.
+        attributes: Global attributes that replace its own.
 
     Attributes:
         notes: Attributes of variables that are known once all hours have been rounded.
@@ -49,7 +49,7 @@ class RoundedHours:
     def each(self, write: Callable[[int, xr.Dataset], None]) -> None:
         """Call `write` with the number of each hour and its dataset.
 
-        A loop over datasets would hold the last one while the next is made.
+        A generator would keep the last dataset in memory while the next is created.
         """
         self._rounding = []
         for t in range(len(self.product.times)):
@@ -65,7 +65,7 @@ class RoundedHours:
         return to_dataset(self.product.hour(t)).assign_attrs(self._attributes)
 
     def check(self, read: Callable[[int], Mapping[Hashable, xr.Variable]]) -> None:
-        """Compare what is read back with the exact values.
+        """Compare the written file with the exact values.
 
         Arguments:
             read: Returns the variables of the hour of this number.
@@ -84,7 +84,7 @@ class RoundedHours:
 
 
 def _of_all(hours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the attributes of a variable are for all hours together."""
+    """Combine the attributes of a variable over all hours."""
     errors = np.max([hour["bit_rounding_max_error"] for hour in hours], axis=0)
     notes: dict[str, Any] = {"bit_rounding_max_error": errors}
     if "clipped_cells" in hours[0]:
@@ -111,11 +111,11 @@ def bits_of_result(product: Product) -> dict[str, list[int]]:
 
 
 Ensemble = tuple[Float, Float, Float | None]
-"""Members (M, n, X), and their mean and spread (n, X) in some rows; no spread of one member."""
+"""Members (M, n, X), their mean and spread (n, X) in n rows; None as the spread of one member."""
 
 
 class _Level:
-    """A quantity on one level, of which rows of all hours are looked at."""
+    """A quantity on one level, sampled in rows of all hours."""
 
     def __init__(self, product: Product, variable: Variable, channel: int) -> None:
         self.product, self.variable, self.channel = product, variable, channel
@@ -137,7 +137,7 @@ class _Level:
         return bits_of_rows(rows, np.concatenate(spreads) if spreads else None)
 
     def _usable(self, hour: int, kind: str) -> tuple[Float, Float | None]:
-        """Return those rows of an hour that say something, and the spread there."""
+        """Return the rows of an hour that are usable for bit information, and the spread there."""
         states = self.product.states[:, hour, self.channel]
         fields, around = _fields(self._ensemble(states), kind)
         usable = usable_rows(fields)
@@ -145,7 +145,7 @@ class _Level:
         return fields[usable], spread
 
     def _at(self, hour: NDArray[np.intp], row: NDArray[np.intp]) -> Ensemble:
-        """Return these rows of these hours; where they are few, all are computed once."""
+        """Return rows of hours; if all rows are sampled, they are computed once and cached."""
         count = self.hours * self.rows
         if len(sampled_rows(count, self.width)) < count:
             return self._ensemble(self.product.states[:, hour, self.channel, row])
@@ -163,7 +163,7 @@ class _Level:
 
 
 def _fields(ensemble: Ensemble, kind: str) -> tuple[Float, Float | None]:
-    """Return the field in rows of all members, and the spread where it guides rounding.
+    """Return rows of the field of a kind, and the spread if it limits the rounding.
 
     Returns:
         With shapes (M or 1, n, X) and (n, X).
@@ -188,7 +188,7 @@ def _compare(name: str, wanted: xr.Variable, found: xr.Variable) -> None:
     if wanted.dims != found.dims or wanted.shape != found.shape:
         _fail(name, f"expected {wanted.dims} {wanted.shape}, got {found.dims} {found.shape}")
     a, b = np.asarray(wanted.values), np.asarray(found.values)
-    if a.dtype.kind == "M":  # a time of arrival has fractions that float64 holds to 0.2 us
+    if a.dtype.kind == "M":  # fractions of arrival times are exact to 0.2 us in float64
         if (np.abs(a - b) > np.timedelta64(1, "us")).any():
             _fail(name, "other times")
         return
@@ -213,7 +213,7 @@ def same_dataset(
 
     Arguments:
         wanted: Variables before rounding, with the attributes of the rounded ones.
-        found: As read from the file.
+        found: Variables read from the file.
 
     Raises:
         StorageError: Naming the first variable that differs.

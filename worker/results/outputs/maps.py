@@ -30,8 +30,8 @@ class WorldMap:
 
     Arguments:
         axes: Where to draw.
-        grid: Of the fields.
-        title: Above the map.
+        grid: Grid of the fields.
+        title: Title above the map.
     """
 
     def __init__(self, axes: Axes, grid: Grid, title: str) -> None:
@@ -50,12 +50,12 @@ class WorldMap:
             side.set(color=GREY, linewidth=0.6)
 
     def _closed(self, field: Array) -> Array:
-        """Return the field from west to east, with its first column repeated at the end."""
+        """Return the field from west to east, closed by repeating its first column."""
         turned = field[:, self.order]
         return np.concatenate([turned, turned[:, :1]], axis=1)
 
     def _rows(self) -> Array:
-        """Return latitudes with the outermost moved to the poles, which Gaussian rows do not reach."""
+        """Return latitudes with the outermost set to the poles, which Gaussian rows do not reach."""
         rows = self.latitude.copy()
         rows[0], rows[-1] = 90.0, -90.0
         return rows
@@ -102,7 +102,7 @@ class WorldMap:
         )
 
     def winds(self, u: Array, v: Array, every: float = 12.0) -> None:
-        """Draw wind arrows, in m/s, every so many degrees."""
+        """Draw wind arrows, in m/s, one in `every` degrees."""
         step = max(1, round(every / (180.0 / len(self.latitude))))
         rows = np.arange(step // 2, len(self.latitude), step)
         rows = rows[np.abs(self.latitude[rows]) < 80]

@@ -1,7 +1,7 @@
-"""Hold the states of a finished job and all that is known about them, as output formats need them.
+"""Hold the states of a finished job with their metadata, as input of output formats.
 
-Fields come by quantity, as views, clipped where negative values are unphysical; the global
-attributes say what the result is, what went in and how to reproduce it.
+Fields are provided by quantity, as views, clipped where negative values are unphysical; the global
+attributes describe the result, its inputs and how to reproduce it.
 """
 
 import json
@@ -45,7 +45,7 @@ class Product:
     """A finished job whose files are not yet written.
 
     Attributes:
-        job: The job and what was asked.
+        job: The job with its specification.
         times: Valid times of the states (UTC); T of them.
         states: Analysis or forecast, SI units, NaN where undefined, with shape (M, T, C, Y, X).
         background: First guess at the same times, with shape (B, T, C, Y, X); None when the job
@@ -57,12 +57,12 @@ class Product:
         counts: Values by outcome: `used` and the names of the checks.
         background_info: Source, age and members of the background.
         provenance: `checkpoint` (name), `checkpoint_sha256`, `code_version`, `seeds` (one for each
-            member), `configuration`, `observations_sha256`; whatever else is there is written too.
-        flags: `zero_observations`, `cold_start` and the like; `simulated` when the checkpoint was
-            trained on a simulation, which every file then says.
-        scores: For the manifest; see `docs/verification.md`.
-        series: The same and more in long form, for the time series; None for a job that is not
-            verified, such as a forecast.
+            member), `configuration`, `observations_sha256`; other entries are written as well.
+        flags: `zero_observations`, `cold_start` and the like; `simulated` if the checkpoint was
+            trained on a simulation, which every file then states.
+        scores: Scores for the manifest; see `docs/verification.md`.
+        series: The same and more statistics in long form, for the time series; None for a job that is
+            not verified, such as a forecast.
         mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
     """
 
@@ -104,7 +104,7 @@ class Product:
 
     @property
     def pairs(self) -> AntitheticPairs:
-        """Return how the members depend on each other."""
+        """Return the dependence of the members: independent, or in antithetic pairs."""
         return AntitheticPairs.of(range(self.members), self.mirrored)
 
     @property
@@ -136,10 +136,10 @@ class Field:
     """The values of one quantity for all members and times.
 
     Attributes:
-        variable: What it is.
+        variable: The variable.
         values: SI units, NaN where undefined, with shape (M, T, L, Y, X), or (M, T, Y, X) at the
             surface.
-        clipped: Cells that were negative and are set to zero.
+        clipped: Number of negative values that were set to zero.
     """
 
     variable: Variable
@@ -154,7 +154,7 @@ def fields(product: Product) -> Iterator[Field]:
 
 
 def field_of(product: Product, variable: Variable, hours: slice = slice(None)) -> Field:
-    """Return a quantity of the product at those of its times that are wanted."""
+    """Return a quantity of the product at a slice of its times."""
     first, last = channels_of(product, variable)
     chosen = first if variable.kind == "surface" else slice(first, last + 1)
     values, clipped = clip(variable, product.states[:, hours, chosen])
@@ -162,7 +162,7 @@ def field_of(product: Product, variable: Variable, hours: slice = slice(None)) -
 
 
 def clip(variable: Variable, values: Float) -> tuple[Float, int]:
-    """Return values without unphysical negative ones, and how many there were."""
+    """Set unphysical negative values to zero; return the values and the number of changes."""
     if not variable.nonnegative:
         return values, 0
     with np.errstate(invalid="ignore"):
@@ -193,7 +193,7 @@ def mean_and_spread(values: Float, pairs: AntitheticPairs) -> tuple[Float, Float
 
     Arguments:
         values: With shape (M, *).
-        pairs: How the members depend on each other, from which the divisor follows.
+        pairs: Dependence of the members, which determines the divisor.
     """
     mean = values.mean(axis=0, dtype=np.float64)
     spread = pairs.std(values)
@@ -202,7 +202,7 @@ def mean_and_spread(values: Float, pairs: AntitheticPairs) -> tuple[Float, Float
 
 CONVENTIONS = "CF-1.11"
 _MANIFEST_ONLY = ("seeds", "batches", "batches_beside")
-"""Seeds are a variable of the file; the list of uploads may be long."""
+"""Not among the attributes: seeds are a variable, and the list of uploads may be long."""
 SIMULATED = (
     "simulated: the model was trained on the weather of a simulation and must not be used for "
     "real decisions"

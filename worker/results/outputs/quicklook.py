@@ -1,4 +1,4 @@
-"""Draw a picture of a result: surface, upper air, spread, and where the observations were."""
+"""Draw a quick-look of a result: surface, upper air, spread, and observation coverage."""
 
 from functools import partial
 from pathlib import Path
@@ -178,7 +178,7 @@ def draw(product: Product) -> Figure:
     """Draw four maps with a heading and, below, members, checkpoint, background and flags."""
     figure = Figure(figsize=(15.0, 8.3), facecolor="white")
     FigureCanvasAgg(figure)
-    # Fixed places, twice as wide as high: finding them would draw everything twice.
+    # Fixed positions, twice as wide as high: an automatic layout would draw everything twice.
     places = {"left": 0.03, "right": 0.96, "bottom": 0.055, "top": 0.905}
     axes = figure.subplots(2, 2, gridspec_kw={**places, "wspace": 0.138, "hspace": 0.163})
     picture = Picture(product)

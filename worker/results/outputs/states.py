@@ -1,8 +1,8 @@
 """Keep the states of a result out of memory while its files are written.
 
-A day of eight members on 721 × 1440 points is 57 GB. States go to a scratch file as they are
-decoded, and come back an hour, or a few rows, at a time. The file has no name: it is gone when
-the process is, whatever ends it.
+A day of eight members on 721 × 1440 points is 57 GB. States are written to a scratch file as they are
+decoded, and read an hour, or a few rows, at a time. The file is unlinked at once, so that it vanishes
+with the process, however that ends.
 """
 
 import os
@@ -24,7 +24,7 @@ class States(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Members, times, channels, rows and columns: (M, T, C, Y, X)."""
+        """Return members, times, channels, rows and columns: (M, T, C, Y, X)."""
 
     def __getitem__(self, index: Any) -> Any:
         """Return a part of them as an array."""
@@ -34,7 +34,7 @@ class StateFile:
     """States in a scratch file.
 
     Arguments:
-        folder: Where the file is; on a disk that holds them.
+        folder: Folder of the file, with enough space.
         shape: (M, T, C, Y, X).
     """
 
@@ -48,7 +48,7 @@ class StateFile:
         """Write the state (C, Y, X) of a member at a time.
 
         Raises:
-            OSError: If the disk is full. Writing through a mapping would end the process instead.
+            OSError: If the disk is full. Writing to a memory map would kill the process by SIGBUS instead.
         """
         data = np.ascontiguousarray(state, dtype=np.float32).data.cast("B")
         offset = len(data) * (place[0] * self.shape[1] + place[1])
@@ -62,5 +62,5 @@ class StateFile:
         return np.array(whole[index])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """Return all of them, for writers that take them whole."""
+        """Return all states as one array, for writers that need it."""
         return self[...] if dtype is None else self[...].astype(dtype)

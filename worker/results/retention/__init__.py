@@ -1,1 +1,1 @@
-"""Decide what is kept for how long, and delete the rest."""
+"""Apply the retention policy: plan what to delete, and delete it."""

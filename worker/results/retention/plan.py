@@ -1,10 +1,10 @@
-"""Plan retention: what is to be deleted and why, and what stays although it is old, and why.
+"""Plan retention: what to delete, what old items to keep, and the reasons.
 
 The policy is `retention.yaml` in the data folder; without it the defaults below apply. Ages count
-from the end of a result, the arrival of an upload, the last line of a log, by the operational
-clock. A rule without `days` keeps for ever; its `keep` newest stay whatever their age, so that a
-system that stood still for a month does not delete its last analyses. What queued and running work
-may still need is never deleted, whatever the policy says.
+from the end of a result, the arrival of an upload, the last line of a log, by the operational clock. A
+rule without `days` keeps everything; its `keep` newest items stay whatever their age, so that a system
+that was down for a month does not delete its last analyses. Inputs of queued and running work are
+never deleted.
 """
 
 from collections import Counter
@@ -92,7 +92,7 @@ class AnalysisRules(BaseModel):
 
 
 def _rule(kind: JobKind) -> Rule:
-    """The rule of an installation that says nothing about a kind."""
+    """Return the default rule of a kind."""
     return Rule(days=kind.keep_days, keep=kind.keep_newest)
 
 
@@ -136,7 +136,7 @@ class RetentionPolicy(_PolicyPart):
 
 
 def category(entry: Entry) -> str:
-    """Return the name of the rule that a result falls under."""
+    """Return the name of the rule that applies to a result."""
     return KINDS[entry.kind].retention_class(entry.flavour)
 
 
@@ -155,12 +155,12 @@ def read_policy(path: Path) -> RetentionPolicy:
 _UNFINISHED_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)
 _UNFINISHED_BATCHES = (BatchState.RECEIVED, BatchState.INGESTING)
 _WINDOW = timedelta(hours=240)
-"""No window reaches further back from its reference time."""
+"""Maximum time from the start of a window to its reference time."""
 
 
 @dataclass(frozen=True)
 class InUse:
-    """Unfinished jobs and uploads, whose inputs must stay.
+    """Unfinished jobs and uploads, whose inputs must be kept.
 
     Attributes:
         jobs: Unfinished jobs.
@@ -182,7 +182,7 @@ class InUse:
 
 
 def _may_continue(job: JobRecord, entry: Entry) -> bool:
-    """Return whether a result ends in the time allowed; a job chooses only when it starts."""
+    """Return whether a job may continue a result, by time; it chooses one only when it starts."""
     spec = job.spec
     if spec.continues is not None:
         return spec.continues == entry.id
@@ -191,10 +191,10 @@ def _may_continue(job: JobRecord, entry: Entry) -> bool:
 
 
 def find_in_use(stores: Stores) -> InUse:
-    """Return what the job store says is unfinished.
+    """Return unfinished jobs and uploads from the job store.
 
     Raises:
-        RedisError: If it does not answer; nothing may be deleted then.
+        RedisError: If it does not respond; then nothing may be deleted.
     """
     jobs = [
         job
@@ -218,11 +218,11 @@ class RetentionItem:
     """A result, upload, day of observations or file to remove.
 
     Attributes:
-        what: Sort of thing.
+        what: Type of item.
         name: Id of the result or upload, date of observations, file name of a log.
         size: Bytes freed.
-        age_days: Since it was finished, by the operational clock.
-        reason: Which rule lets it go.
+        age_days: Age by the operational clock, in days.
+        reason: The rule by which it is removed.
     """
 
     what: What
@@ -234,7 +234,7 @@ class RetentionItem:
 
 @dataclass(frozen=True)
 class RetentionPlan:
-    """Items to be removed, oldest first, and numbers of old items that stay, by reason."""
+    """Items to remove, oldest first, and the numbers of old items that are kept, by reason."""
 
     items: tuple[RetentionItem, ...]
     kept: dict[str, int]
@@ -255,7 +255,7 @@ class _Planner:
         self.kept: Counter[str] = Counter()
 
     def old(self, found: Iterable[tuple[T, datetime]], rule: Rule) -> list[tuple[T, float]]:
-        """Return what is older than a rule allows and not among its newest, with ages in days."""
+        """Return items older than a rule allows and not among its newest, with ages in days."""
         if rule.days is None:
             return []
         newest_first = sorted(found, key=lambda pair: pair[1], reverse=True)
@@ -273,7 +273,7 @@ class _Planner:
         )
 
     def analyses(self, entries: Sequence[Entry]) -> None:
-        """Add whole results, and the old restart files of those that stay."""
+        """Add results, and old restart files of results that are kept."""
         going: set[str] = set()
         for sort in sorted({category(e) for e in entries}):
             rule = self.policy.analyses.rule(sort)
@@ -304,7 +304,7 @@ class _Planner:
         rule = self.policy.uploads
         if rule.days is None:
             return
-        # only a rule that keeps a number of the newest has to see them
+        # only a rule with `keep` needs the newer ones
         until = None if rule.keep else self.now - timedelta(days=rule.days * self.shorten)
         kept = upload_store(self.layout).kept(until)
         found = [(upload, clock.operational(upload.written)) for upload in kept]
@@ -329,7 +329,7 @@ class _Planner:
             self.add("observations", name, size, age, rule, "observations")
 
     def logs(self) -> None:
-        """Add old log files that nobody writes any more."""
+        """Add old log files that are no longer written."""
         found = [(path, since) for path, since in _touched(self.layout.logs) if path.is_file()]
         for path, age in self.old(found, self.policy.logs):
             self.add("log", path.name, path.stat().st_size, age, self.policy.logs, "logs")
@@ -343,13 +343,13 @@ def make_plan(
     now: datetime | None = None,
     low: bool = False,
 ) -> RetentionPlan:
-    """Return what the policy lets go now.
+    """Return what is to be removed now by the policy.
 
     Arguments:
         layout: The data folder.
         policy: Its rules.
-        in_use: Unfinished work, whose inputs stay.
-        now: Operational present; asked from the clock when absent.
+        in_use: Unfinished work, whose inputs are kept.
+        now: Operational present; by default from the clock.
         low: Whether the disk is below its watermark.
     """
     planner = _Planner(

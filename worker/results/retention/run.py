@@ -1,13 +1,12 @@
-"""Run retention and compaction now and then, by one scheduler at a time.
+"""Run retention and compaction periodically, by one scheduler at a time.
 
-One rename takes a result or an upload out of everybody's sight, then its bytes are deleted; of one
-in a bucket the manifest or record goes first, then the files. The catalogue and all that is made of it
-follow the manifests, so that they lose it in the same moment. Readers with open files go on
-reading. Whatever a killed run left under `tmp/deleted-…` is deleted at the next one.
+A result or an upload is first hidden by one rename, then its bytes are deleted; in a bucket the
+manifest or record is deleted first, then the files. The catalogue follows the manifests, so that the
+result disappears from it at the same time. Readers with open files can go on reading. Leftovers of a
+killed run under `tmp/deleted-…` are deleted by the next run.
 
-Deleting and merging take time, so they run in a thread of their own. A key in Redis, which
-expires, says whose turn it is and when the next one comes, so that any number of schedulers is
-harmless. A run that dies is repeated later.
+Deletion and merging take time, so they run in a separate thread. An expiring lock in Redis ensures that
+only one of any number of schedulers runs, and not too often. A run that dies is repeated later.
 """
 
 import shutil
@@ -53,11 +52,11 @@ def remove_all(
     plan: RetentionPlan,
     on_removed: Callable[[RetentionItem], None] = lambda item: None,
 ) -> list[RetentionItem]:
-    """Remove what is planned; what fails is logged and tried again at the next run.
+    """Remove the planned items; failures are logged and retried at the next run.
 
     Arguments:
         layout: The data folder.
-        plan: What goes.
+        plan: Items to remove.
         on_removed: Called with each item after it was removed.
 
     Returns:
@@ -94,7 +93,7 @@ def remove(layout: Layout, item: RetentionItem) -> bool:
 
 
 def sweep_removed(layout: Layout) -> int:
-    """Delete what a killed run had moved away; return the number of folders."""
+    """Delete what a killed run had hidden; return the number of folders."""
     left = list(layout.tmp.glob(f"{HIDDEN}*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +104,7 @@ def _remove_analysis(layout: Layout, analysis_id: str) -> bool:
     results = result_store(layout)
     if is_pinned(layout, analysis_id) or not results.hide(analysis_id):
         return False
-    if is_pinned(layout, analysis_id):  # in the moment before it was hidden
+    if is_pinned(layout, analysis_id):  # pinned just before it was hidden
         results.unhide(analysis_id)
         return False
     results.discard(analysis_id)
@@ -113,7 +112,7 @@ def _remove_analysis(layout: Layout, analysis_id: str) -> bool:
 
 
 def _remove_restart(layout: Layout, analysis_id: str) -> bool:
-    """Take the file out of the manifest, then delete it."""
+    """Remove the file from the manifest, then delete it."""
     if is_pinned(layout, analysis_id):
         return False
     manifest = read_manifest(layout, analysis_id)
@@ -129,7 +128,7 @@ def _remove_restart(layout: Layout, analysis_id: str) -> bool:
 
 
 _LOCK_SECONDS = 900.0
-"""A scheduler that dies in the middle holds others up for so long at most."""
+"""Expiry of the lock, which bounds the delay after a scheduler dies while it holds it."""
 
 _MERGE_SECONDS = 5.0
 _LOW_SECONDS = 30.0
@@ -137,11 +136,11 @@ _LOW_SECONDS = 30.0
 
 
 def run_retention(layout: Layout, stores: Stores, disk: DiskSettings) -> list[RetentionItem]:
-    """Remove what the policy lets go now; return what was removed.
+    """Apply the policy now; return the removed items.
 
     Raises:
-        ConfigurationError: If `retention.yaml` is no policy.
-        RedisError: If nobody can say what unfinished jobs need.
+        ConfigurationError: If `retention.yaml` is invalid.
+        RedisError: If the needs of unfinished jobs cannot be determined.
     """
     policy = read_policy(layout.retention_file)
     low = disk_state(layout, disk).low
@@ -160,7 +159,7 @@ def run_retention(layout: Layout, stores: Stores, disk: DiskSettings) -> list[Re
 
 @dataclass
 class RetentionRunner:
-    """Starts retention and compaction when they are due; `tick` never waits.
+    """Start retention and compaction when they are due; `tick` never blocks.
 
     Attributes:
         stores: All records.
@@ -178,13 +177,13 @@ class RetentionRunner:
         """Start what is due; return the number of tasks started."""
         policy = read_policy(self.layout.retention_file)
         low = disk_state(self.layout, self.disk).low
-        if low:  # at once, whenever it ran last
+        if low:  # at once, without the usual pause
             started = int(self._start("retention", "retention-low", _LOW_SECONDS, self._retain))
         else:
             seconds = 60.0 * policy.every_minutes
             started = int(self._start("retention", "retention", seconds, self._retain))
         rule = policy.compaction
-        if rule is not None and not low:  # merging needs room first
+        if rule is not None and not low:  # merging needs free space
             seconds = 60.0 * rule.every_minutes
             merge = partial(self._compact, rule)
             started += self._start("compaction", "compaction", seconds, merge)
@@ -198,12 +197,12 @@ class RetentionRunner:
             thread.join(timeout)
 
     def _start(self, task: str, turn: str, pause: float, work: Callable[[], None]) -> bool:
-        """Start a task unless it runs, here or elsewhere, or its turn comes later."""
+        """Start a task unless it is running, here or elsewhere, or not yet due."""
         running = self._threads.get(task)
         if running is not None and running.is_alive():
             return False
         keys, redis = self.stores.keys, self.stores.redis
-        # The pause is real time: an accelerated clock must not make it a busy loop.
+        # The pause is in real time: an accelerated clock must not cause a busy loop.
         if not redis.set(keys.once(turn), "1", nx=True, ex=max(1, round(pause))):
             return False
         thread = threading.Thread(
@@ -235,7 +234,7 @@ class RetentionRunner:
 
 
 def _alone(redis: Redis, name: str, work: Callable[[], None]) -> None:
-    """Do the work unless another scheduler is still at it."""
+    """Do the work unless another scheduler is still doing it."""
     try:
         with redis.lock(name, timeout=_LOCK_SECONDS, blocking=False):
             work()

@@ -1,1 +1,1 @@
-"""Score results against observations, keep the scores as time series, and watch their limits."""
+"""Score results against observations, store the scores as time series, and check control limits."""

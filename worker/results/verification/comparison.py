@@ -1,19 +1,19 @@
 """Compare two analyses of the same hour at the values that were withheld from both.
 
-**With a cold window.** A chain of analyses can slide: each is consistent with the one before, and all
-of them drift away from the truth. Now and then (`compare` in `cycles.yaml`) the same observations are
-analysed once more without memory, and both are compared at the withheld stations that both had in their
-window. Of each network and variable the ratio of the errors is taken, for errors of pascals and kelvins
-do not add; their logarithms are averaged, weighted by the number of values:
+**With a cold window.** A chain of analyses can drift: each is consistent with the previous one, and all
+of them move away from the truth. At intervals (`compare` in `cycles.yaml`) the same observations are
+analysed again without an earlier analysis, and both are compared at the withheld stations that both had
+in their window. The errors are compared by their ratio for each network and variable, because they have
+different units; the logarithms are averaged, weighted by the number of values:
 
     r = sum(n log(rmse of the cycle / rmse of the cold window)) / sum(n)
 
-One comparison says little. The newest few are tested together: if r lies above zero by a one-sided t
-test, the cold window is better, and its result is flagged.
+A single comparison is not significant. The newest few are tested together: if r is above zero by a
+one-sided t test, the cold window is better, and its result is flagged.
 
-**With a challenger** (`pair_squares`). Each suite has squares of O-A in units of the observation error
-that the champion assumes, for a challenger may assume another. Values of the hours since the cycle
-before count: none counts twice.
+**With a challenger** (`pair_squares`). The squares of O-A of both suites are in units of the observation
+error assumed by the champion, because a challenger may assume another. Only values of the hours since
+the previous cycle are used, so that none counts twice.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ RATIO = "log_error_over_cold"
 """Statistic of the verification series: r."""
 
 NEWEST_HOURS = 6
-"""Hours up to the analysis whose values are compared: the older ones count for neither's use."""
+"""Length in hours, up to the analysis time, of the period whose values are compared."""
 LEAST_COMPARISONS, MOST_COMPARISONS = 3, 7
 LOOK_BACK = timedelta(days=31)
 SIGNIFICANCE = 0.05
@@ -74,7 +74,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class PairedErrors:
-    """Errors of both at the same values of one network and variable, SI units."""
+    """Errors of both analyses at the same values of one network and variable, SI units."""
 
     network: str
     variable: str
@@ -89,9 +89,9 @@ class ColdWindowComparison:
 
     Attributes:
         analysis_id: The analysis of the cycle.
-        ratio: r, below zero where the cycle is better.
-        count: Values behind it.
-        errors: By network and variable.
+        ratio: r, below zero if the cycle is better.
+        count: Number of values.
+        errors: Errors by network and variable.
     """
 
     analysis_id: str
@@ -111,13 +111,13 @@ def compare(
     """Compare two analyses at the values that were withheld from both.
 
     Arguments:
-        analysis_id: Of the cycle.
+        analysis_id: Analysis of the cycle.
         cycle: Feedback of the cycle, a table of `FEEDBACK_SCHEMA`.
         cold: Feedback of the cold window.
         end: Analysis time (UTC).
 
     Returns:
-        None if they share no such value.
+        None if they have no such value in common.
     """
     both = withheld_values(cycle, end).merge(
         withheld_values(cold, end)[["batch_id", "observation_id", _DEPARTURE]],
@@ -140,13 +140,13 @@ def compare(
 def withheld_values(
     feedback: pa.Table, end: datetime, hours: int = NEWEST_HOURS, more: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Return the values that were withheld, with what tells them apart and their O-A.
+    """Return the withheld values, with their keys and O-A.
 
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
         end: Analysis time (UTC).
-        hours: Older values are left out.
-        more: Further columns.
+        hours: Period before `end`; older values are left out.
+        more: Additional columns.
     """
     columns = [*_COLUMNS, *more, _DEPARTURE]
     frame = feedback.select([*columns, "rejected_by"]).to_pandas()
@@ -160,15 +160,15 @@ def is_worse(ratios: Sequence[float]) -> bool:
     newest = np.asarray(ratios[-MOST_COMPARISONS:])
     if len(newest) < LEAST_COMPARISONS or newest.std() == 0:
         return False
-    # By hand: `scipy.stats` alone would take a second of the start of every model worker.
+    # Computed directly: importing `scipy.stats` would delay every start of a model worker by a second.
     t = newest.mean() / (newest.std(ddof=1) / np.sqrt(len(newest)))
     return bool(stdtr(len(newest) - 1, -t) < SIGNIFICANCE)
 
 
 def compared(product: Product, layout: Layout) -> Product:
-    """Return the result of a cold window with its comparison, if it was made for one.
+    """Return the result of a cold window with its comparison, if it was computed for one.
 
-    An analysis is not lost because it cannot be compared: the log then says why.
+    If the comparison fails, the reason is logged and the analysis is kept.
 
     Arguments:
         product: A job with a window of observations, verified.
@@ -205,7 +205,7 @@ def read_feedback(layout: Layout, analysis_id: str, more: Sequence[str] = ()) ->
     Arguments:
         layout: The data folder.
         analysis_id: The analysis.
-        more: Columns besides those of `withheld_values`.
+        more: Columns in addition to those of `withheld_values`.
 
     Raises:
         StorageError: If it has none, or it cannot be read.
@@ -240,10 +240,10 @@ def pair_squares(
         champion: Its feedback, a table of `FEEDBACK_SCHEMA`; its observation errors are the unit.
         challenger: The feedback of the other.
         end: Time of both analyses (UTC).
-        hours: From one cycle to the next; older values were looked at before.
+        hours: Hours from one cycle to the next; older values were compared before.
 
     Returns:
-        One entry for each network and variable; empty if they share no value.
+        One entry for each network and variable; empty if they have no value in common.
     """
     ours = withheld_values(challenger, end, hours)[["batch_id", "observation_id", _DEPARTURE]]
     both = withheld_values(champion, end, hours, [_ERROR]).merge(
@@ -271,7 +271,7 @@ def pair_squares(
 def challenged(product: Product, layout: Layout) -> Product:
     """Return the result of a challenger with its errors paired with those of the champion.
 
-    An analysis is not lost because it cannot be compared: the log then says why.
+    If the comparison fails, the reason is logged and the analysis is kept.
 
     Arguments:
         product: A verified job with a window of observations.

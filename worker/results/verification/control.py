@@ -1,10 +1,10 @@
 """Verify a finished job against control limits, before its manifest is written.
 
 Limits are the median of the trailing cycles of the same flavour plus and minus k sigma, with sigma
-= 1.4826 times the median absolute deviation: a few bad cycles among them move neither much.
+= 1.4826 times the median absolute deviation, so that a few bad cycles hardly affect either.
 (Control charts: Shewhart, "Economic control of quality of manufactured product", 1931; the robust
 sigma: Rousseeuw and Croux, "Alternatives to the median absolute deviation", JASA 88, 1993.)
-Which statistics are watched and how far they may go is in `verification.yaml` in the data folder.
+The statistics to check and their limits are configured in `verification.yaml` in the data folder.
 """
 
 import time
@@ -128,7 +128,7 @@ def read_control_policy(path: Path) -> ControlPolicy:
 
 _MAD_TO_SIGMA = 1.4826
 _STEPS = timedelta(hours=2), timedelta(hours=24)
-"""Cycles are seldom further apart than the first, and never than the second."""
+"""Distances between cycles assumed in the search: usual maximum, then absolute maximum."""
 Key = tuple[str, str, str, str]
 
 
@@ -148,14 +148,14 @@ class Outside:
 
 @dataclass(frozen=True)
 class ControlLimits:
-    """Control limits of one statistic in one cycle; None on a side that is not watched."""
+    """Control limits of one statistic in one cycle; None on a side without a limit."""
 
     low: float | None
     high: float | None
     cycles: int
 
     def within(self, other: "ControlLimits") -> "ControlLimits":
-        """Return the narrower of both on each side: several rules may watch one statistic."""
+        """Return the narrower limit on each side, if several rules apply to one statistic."""
         lows = [limit for limit in (self.low, other.low) if limit is not None]
         highs = [limit for limit in (self.high, other.high) if limit is not None]
         cycles = max(self.cycles, other.cycles)
@@ -167,10 +167,10 @@ class ControlResult:
     """The comparison of one cycle with its control limits.
 
     Attributes:
-        cycles: Earlier cycles that the limits were made of.
+        cycles: Number of earlier cycles that the limits are based on.
         checked: Number of statistics that have limits.
         outside: Statistics outside their limits.
-        limits: By network, variable, layer and statistic.
+        limits: Limits by network, variable, layer and statistic.
     """
 
     cycles: int
@@ -180,7 +180,7 @@ class ControlResult:
 
     @property
     def rows(self) -> list[StatisticRow]:
-        """Return rows of the time series: how many are outside, and the limits of each statistic."""
+        """Return rows of the time series: the number outside limits, and the limits of each statistic."""
         rows = [
             StatisticRow(ALL, ALL, ALL, "outside_limits", float(len(self.outside)), self.checked)
         ]
@@ -201,16 +201,16 @@ class ControlResult:
 def trailing_series(
     layout: Layout, flavour: str, before: datetime, policy: ControlPolicy
 ) -> pa.Table:
-    """Return the watched statistics of earlier cycles, of each its newest revision.
+    """Return the checked statistics of earlier cycles, in their newest revision.
 
     Arguments:
         layout: The data folder.
         flavour: `early` or `final`.
         before: Valid time, exclusive.
-        policy: How many cycles, which statistics.
+        policy: Number of cycles, and statistics to check.
     """
     entries: list[SeriesEntry] = []
-    for step in _STEPS:  # folders of years ago need not be listed for hourly cycles
+    for step in _STEPS:  # avoids listing folders of years ago for hourly cycles
         start = before - policy.cycles * step
         found = find_series(layout, start, before - timedelta(seconds=1), [flavour])
         entries = newest_revisions(found)[-policy.cycles :]
@@ -225,11 +225,11 @@ def trailing_series(
 def robust_limits(
     values: NDArray[np.float64], sigmas: float, least_sigma: float = 0.0
 ) -> tuple[float, float]:
-    """Return lower and upper limit: median plus and minus so many robust sigmas.
+    """Return lower and upper limit: median plus and minus `sigmas` robust standard deviations.
 
     Arguments:
         values: With shape (cycles,).
-        sigmas: Half width.
+        sigmas: Half width in standard deviations.
         least_sigma: Smallest sigma, as a share of the absolute median.
     """
     centre = float(np.median(values))
@@ -241,7 +241,7 @@ def robust_limits(
 def check_limits(
     rows: Iterable[StatisticRow], valid_time: datetime, trailing: pa.Table, policy: ControlPolicy
 ) -> ControlResult:
-    """Compare the statistics of one cycle with those of the cycles before.
+    """Compare the statistics of one cycle with those of earlier cycles.
 
     Arguments:
         rows: Statistics of this cycle.
@@ -278,7 +278,7 @@ def check_limits(
 
 
 def _matching(rule: ControlRule, current: Mapping[Key, Any], known: Sequence[Key]) -> list[Key]:
-    """Return the statistics that a rule watches, with past ones where absence counts as zero."""
+    """Return the statistics a rule applies to, including past ones where absence counts as zero."""
     keys = {*current, *(known if rule.absent_is_zero else ())}
     return sorted(
         key
@@ -306,7 +306,7 @@ class _Histories:
         return list(self.groups)
 
     def of(self, key: Key, rule: ControlRule, least_count: int) -> NDArray[np.float64]:
-        """Return the trailing values that a rule compares with, with shape (cycles,)."""
+        """Return the trailing values for a rule, with shape (cycles,)."""
         group = self.groups.get(key)
         if rule.absent_is_zero:
             times = self.times
@@ -336,7 +336,7 @@ def verified(
     analysis: Equivalents,
     tendency: tuple[float, float] | None = None,
 ) -> Product:
-    """Return the product with its scores, its series and, outside control limits, a flag.
+    """Return the product with its scores, its series and a flag if outside control limits.
 
     Arguments:
         product: A job with a window of observations.
@@ -352,7 +352,7 @@ def verified(
     scores, flags = report.scores, list(product.flags)
     try:
         control = _control(report, entry, layout)
-    except AppaError as error:  # an analysis is not lost because its limits cannot be read
+    except AppaError as error:  # unreadable limits must not lose the analysis
         log.warning("control limits not checked", id=job.id, reason=error.message)
         control, flags = None, [*flags, UNCHECKED_FLAG]
     rows = report.rows
@@ -376,7 +376,7 @@ def verified(
 def _control(
     report: VerificationReport, entry: SeriesEntry, layout: Layout
 ) -> ControlResult | None:
-    """Return the comparison with control limits; None for a flavour that is not watched."""
+    """Return the comparison with control limits; None for a flavour without limits."""
     policy = read_control_policy(layout.verification_file)
     if not policy.enabled or entry.flavour not in policy.flavours:
         return None

@@ -1,7 +1,7 @@
-r"""Estimate what each network did to the error at the stations that were withheld.
+r"""Estimate the impact of each network on the error at the withheld stations.
 
 With departures :math:`e_b = y_w - H_w x_b` and :math:`e_a = y_w - H_w x_a` at withheld values, in units of
-their assumed errors, the analysis takes away
+their assumed errors, the analysis reduces the squared error by
 
 .. math:: J = e_b^\top e_b - e_a^\top e_a = (e_a + e_b)^\top (H_w x_a - H_w x_b)
 
@@ -11,9 +11,10 @@ forecast sensitivity to observations", Tellus A 64, 2012, equation 6):
 
 .. math:: k_i = \rho_{wi} \operatorname{cov}_a(H_w x, H_i x) / \sigma_i^2
 
-with the correlation :math:`\rho` of Gaspari and Cohn at the distance between the two, for a few members know
-nothing of remote places. It is an estimate: of the analysis' linear part, from few members. Summed over the
-thousands of values of a network it says who helped, and `appa deny` asks the question by experiment.
+with the localisation :math:`\rho` of Gaspari and Cohn at the distance between the two, because
+covariances from few members are only noise at large distances. This is an estimate of the linear part
+of the analysis from few members, meaningful when summed over the thousands of values of a network;
+`appa deny` determines the same by a data denial experiment.
 """
 
 from collections.abc import Iterator
@@ -42,27 +43,27 @@ __all__ = ["IMPACT", "Impact", "estimate_impact"]
 Float = NDArray[np.float64]
 
 IMPACT = "impact"
-"""Statistic of the verification series: share of the withheld square error that a network took away."""
+"""Statistic of the verification series: share of the withheld square error removed by a network."""
 HALF_WIDTH = 1.5e6
-"""Half the reach of a value, m."""
+"""Horizontal localisation: half the radius beyond which there is no influence, m."""
 HALF_DEPTH = 1.0
-"""Half its reach in the logarithm of pressure."""
+"""Vertical localisation: the same in the logarithm of pressure."""
 SURFACE_PRESSURE = 1.0e5
-"""Pa; where values without a pressure of their own are taken to be, for the distance alone."""
+"""Pressure in Pa assumed for the distance of values without a pressure."""
 MOST_WITHHELD = 2000
-"""Withheld values that are looked at; of more, evenly spaced ones."""
+"""Maximum number of withheld values used; if there are more, evenly spaced ones."""
 _AT_ONCE = 100
 
 
 @dataclass(frozen=True)
 class Impact:
-    """What the values of one network did.
+    """Impact of the values of one network.
 
     Attributes:
         network: Report type.
-        share: Of the square error of the background at withheld values, what they took away;
-            below zero where they made it larger.
-        count: Values assimilated.
+        share: Share of the square error of the background at withheld values that they removed;
+            negative if they increased it.
+        count: Number of values assimilated.
     """
 
     network: str
@@ -89,15 +90,15 @@ class _Places:
 def estimate_impact(
     feedback: pa.Table, analysis: Equivalents, new: BoolArray
 ) -> tuple[Impact, ...]:
-    """Return what each network did, the one that helped most first.
+    """Return the impact of each network, the most beneficial first.
 
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
         analysis: H(x_a) at rows of the feedback, of at least two members.
-        new: Rows that the background had not seen; only these count.
+        new: Rows that were not assimilated into the background; only these count.
 
     Returns:
-        Empty where nothing was withheld, or a single member knows no covariance.
+        Empty if nothing was withheld, or if there is a single member and thus no covariance.
     """
     withheld = is_one_of(feedback, "rejected_by", ["withheld"]) & new
     used = not_rejected(feedback) & new
@@ -131,7 +132,7 @@ def estimate_impact(
 def _near(
     target: _Places, seen: _Places
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Float]]:
-    """Yield pairs of places within reach, with the correlation at their distance."""
+    """Yield pairs of places within the localisation radius, with the weight at their distance."""
     tree = cKDTree(seen.vectors)
     reach = 2 * HALF_WIDTH / EARTH_RADIUS
     for first in range(0, len(target.vectors), _AT_ONCE):

@@ -1,10 +1,10 @@
-r"""Tell from the paired errors of many cycles how two suites differ, and how surely.
+r"""Test how two suites differ, and with what confidence, from the paired errors of many cycles.
 
-Squares in units of observation errors are numbers, so that those of several variables and networks can
-be averaged. Of n cycles the differences :math:`d_t = b_t - a_t` of challenger and champion are what is
-tested: both have the same weather and the same observations, and most of the variance is common to both.
-Analyses continue each other, so that differences do; with the correlation r of one cycle with the next,
-the mean of n differences is as certain as that of
+Squares in units of observation errors are dimensionless, so that those of several variables and networks
+can be averaged. The test uses the differences :math:`d_t = b_t - a_t` of challenger and champion over n
+cycles: both have the same weather and observations, so most of the variance is common to both. Each
+analysis continues the previous one, so the differences are autocorrelated; with the lag-1 correlation r,
+the mean of n differences has the variance of that of
 
 .. math:: n' = n (1 - r) / (1 + r)
 
@@ -37,10 +37,10 @@ __all__ = [
 Float = NDArray[np.float64]
 
 CHALLENGE = "challenge"
-"""Entry of the scores in the manifest of a challenger's analysis."""
+"""Key in the scores of the manifest of a challenger's analysis."""
 LEVEL = 0.95
 LEAST = 3
-"""Cycles of which an interval can be given."""
+"""Least number of cycles for which an interval is given."""
 _STRONGEST = 0.98
 
 
@@ -51,7 +51,7 @@ def pairs_in(scores: Mapping[str, Any]) -> list[PairedSquares]:
 
 
 def lag_one_correlation(values: ArrayLike) -> float:
-    """Return the correlation of a series with itself one step later, at least 0.
+    """Return the lag-1 autocorrelation of a series, at least 0.
 
     Arguments:
         values: With shape (n,), in order.
@@ -68,12 +68,12 @@ def lag_one_correlation(values: ArrayLike) -> float:
 def mean_interval(
     values: ArrayLike, correlation: float, level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Return the confidence interval of the mean of a correlated series; None of too few values.
+    """Return the confidence interval of the mean of an autocorrelated series; None for too few values.
 
     Arguments:
         values: With shape (n,).
-        correlation: Of one value with the next.
-        level: Probability that the interval holds the mean.
+        correlation: Lag-1 autocorrelation.
+        level: Confidence level.
     """
     from scipy.special import stdtrit  # noqa: PLC0415 (half a second of every scheduler's start)
 
@@ -82,7 +82,7 @@ def mean_interval(
     independent = len(x) / longer
     if len(x) < LEAST or independent <= 1.5:
         return None
-    # the values lie closer to their own mean than to the true one, more so if they are correlated
+    # correct the sample variance, which is too small, the more so with autocorrelation
     variance = float(((x - x.mean()) ** 2).sum()) / (len(x) - longer)
     reach = float(stdtrit(independent - 1.0, (1.0 + level) / 2.0))
     half = reach * float(np.sqrt(variance / independent))
@@ -91,7 +91,7 @@ def mean_interval(
 
 
 def differences(cycles: Iterable[Sequence[PairedSquares]]) -> list[Difference]:
-    """Return how the challenger's errors differ: of all values, by network, by group of variables.
+    """Return how the challenger's errors differ, overall, by network and by group of variables.
 
     Each cycle with values counts once, by the mean of its squares.
 
@@ -148,7 +148,7 @@ _GROUPS = {
     "mass": ("pressure", "geopotential"),
     "temperature": ("temperature",),
 }
-"""Groups of variables, by words in their ids; the first that fits counts."""
+"""Groups of variables, by words in their ids; the first match counts."""
 
 
 def group_of(variable: str) -> str:

@@ -2,8 +2,8 @@
 
 A row is network, variable, layer, statistic, value, count.
 
-Ensembles of background and analysis are scored against the stations that were withheld; the scores
-and their references are in `model.diagnostics.ensembles`.
+Ensembles of background and analysis are scored against withheld stations; the scores and their
+references are in `model.diagnostics.ensembles`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,12 +69,12 @@ class EnsembleScore:
         rmse: Root mean square of observation minus ensemble mean.
         bias: Mean of observation minus ensemble mean.
         crps: Mean fair CRPS with the observation error as part of the prediction.
-        spread_skill: Root of (ensemble variance (M + 1) / M plus error variance), over `rmse`; 1
-            for a reliable ensemble whose observations have the errors assumed. Without (M + 1) / M
-            for members in pairs of opposite perturbations.
-        outliers: Values outside the ranked members over those expected.
+        spread_skill: Root of (ensemble variance (M + 1) / M plus error variance), over `rmse`; 1 for a
+            reliable ensemble and correct observation errors. Without (M + 1) / M for antithetic pairs.
+        outliers: Number of values outside the ranked members over the expected number.
         flatness: Chi-square of the rank histogram over its degrees of freedom.
-        ranks: Values at each rank, from below all members to above all; of a pair one is ranked.
+        ranks: Number of values at each rank, from below all members to above all; one member of each
+            antithetic pair is ranked.
     """
 
     rmse: float
@@ -94,9 +94,9 @@ class WithheldScore:
         network: Report type.
         variable: Observed variable.
         layer: As in the departure statistics.
-        count: Values compared.
-        error: Root mean square error that was assumed.
-        background: Scores of the background; None without one at these values.
+        count: Number of values compared.
+        error: Root mean square of the assumed observation error.
+        background: Scores of the background; None if there is none at these values.
         analysis: Scores of the analysis.
     """
 
@@ -116,14 +116,14 @@ def score_withheld(
     rng: np.random.Generator,
     among: BoolArray | None = None,
 ) -> list[WithheldScore]:
-    """Score the rows that were withheld and had passed all other checks.
+    """Score the withheld rows that passed all other checks.
 
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
-        background: H(x_b), at least at the rows that have any.
+        background: H(x_b), at the rows that have equivalents.
         analysis: H(x_a), likewise.
         rng: Draws observation errors for the ranks.
-        among: Rows that may count, with shape (rows,); None for all.
+        among: Mask of rows to use, with shape (rows,); None for all.
 
     Returns:
         One entry for each network, variable and layer, and one for all layers of a network and
@@ -201,7 +201,7 @@ class _Values:
 
 
 STATES = "states"
-"""Stands for the network of statistics of the states themselves."""
+"""Network name of statistics of the states themselves."""
 
 _DEPARTURES = (
     "bias_background",
@@ -222,7 +222,7 @@ _WITHHELD = ("rmse", "bias", "crps", "spread_skill", "outliers", "flatness")
 
 @dataclass(frozen=True)
 class StatisticRow:
-    """One statistic of one network, variable and layer, with the number of values behind it."""
+    """One statistic of one network, variable and layer, with the number of values."""
 
     network: str
     variable: str
@@ -261,7 +261,7 @@ def withheld_rows(lines: Iterable[WithheldScore]) -> Iterator[StatisticRow]:
 
 
 def state_rows(lines: Iterable[StateScore], members: int) -> Iterator[StatisticRow]:
-    """Yield spectra and balance; of energies also the ratio of analysis to background."""
+    """Yield spectra and balance; for energies also the ratio of analysis to background."""
     for line in lines:
         yield StatisticRow(
             STATES, ALL, line.level, f"{line.quantity}_analysis", line.analysis, members
@@ -278,12 +278,12 @@ def state_rows(lines: Iterable[StateScore], members: int) -> Iterator[StatisticR
 def count_rows(
     used: Mapping[str, int], new: Mapping[str, int], chi2: float | None
 ) -> Iterator[StatisticRow]:
-    """Yield the values used, of all networks and of each, and the chi-square of the new ones.
+    """Yield the numbers of values used, in total and by network, and the chi-square of new ones.
 
     Arguments:
-        used: Values used by network.
-        new: Those of them that the background had not seen.
-        chi2: Of all new values together.
+        used: Number of values used by network.
+        new: Number of those not assimilated into the background.
+        chi2: Chi-square of all new values together.
     """
     for statistic, counts in (("used", used), ("used_new", new)):
         for network, count in {ALL: sum(counts.values()), **counts}.items():
@@ -293,7 +293,7 @@ def count_rows(
 
 
 def series_table(entry: SeriesEntry, rows: Sequence[StatisticRow]) -> pa.Table:
-    """Return the rows of one result as a table of `SERIES_SCHEMA`, without those not finite."""
+    """Return the rows of one result as a table of `SERIES_SCHEMA`, without non-finite ones."""
     rows = [row for row in rows if np.isfinite(row.value)]
     count = len(rows)
     time: datetime = entry.valid_time
@@ -318,14 +318,14 @@ class VerificationReport:
     """The verification of one job.
 
     Attributes:
-        used: Values used, by network.
-        used_new: Those of them that the background had not seen.
+        used: Number of values used, by network.
+        used_new: Number of those not assimilated into the background.
         chi2: Mean of (O-B)² over error plus background variance of the new values.
-        departures: By network, variable and layer, the layers together included.
-        withheld: Likewise, of the stations kept back.
+        departures: Statistics by network, variable and layer, including all layers together.
+        withheld: Likewise, of withheld stations.
         states: Spectra and balance.
-        members: Of the analysis.
-        impact: What each network did to the withheld values.
+        members: Number of members of the analysis.
+        impact: Impact of each network on the withheld values.
     """
 
     used: Mapping[str, int]
@@ -353,7 +353,7 @@ class VerificationReport:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """Return the `scores` of the manifest: without single layers, so that it stays small."""
+        """Return the `scores` for the manifest, without single layers to keep it small."""
         lines = []
         for line in self.departures:
             if line.layer == ALL:
@@ -377,7 +377,7 @@ def verify_product(
     analysis: Equivalents,
     tendency: tuple[float, float] | None = None,
 ) -> VerificationReport:
-    """Score a finished job against its observations and by its states.
+    """Verify a finished job against its observations, and score its states.
 
     Arguments:
         product: The job's states and feedback.
@@ -421,13 +421,13 @@ def new_values(feedback: pa.Table, background: Mapping[str, Any]) -> BoolArray:
 
     All are new after a cold start.
 
-    Windows overlap: the previous analysis has seen most of the observations of this one, so that
-    their O-B is no innovation; chi-square and Desroziers estimates would come out too small. With
-    new values only, no value enters the statistics of two cycles either.
+    Windows overlap: the previous analysis has assimilated most of the observations of this one, so
+    their O-B is not an innovation, and chi-square and Desroziers estimates would be too small. With only
+    new values, no value enters the statistics of two cycles either.
 
     Arguments:
         feedback: A table with the column `time`.
-        background: Of the product: its source and last valid time.
+        background: Background information of the product: its source and last valid time.
     """
     if background.get("source") != "previous_analysis" or "valid_time" not in background:
         return np.ones(len(feedback), dtype=bool)
@@ -436,7 +436,7 @@ def new_values(feedback: pa.Table, background: Mapping[str, Any]) -> BoolArray:
 
 
 def _used(feedback: pa.Table) -> dict[str, int]:
-    """Return the values used by network, with 0 for networks of which none was used."""
+    """Return the number of values used by network, 0 for networks without any."""
     network, names = category_codes(feedback, "report_type")
     counts = np.bincount(network[not_rejected(feedback)], minlength=len(names))
     return {name: int(count) for name, count in zip(names, counts, strict=True)}

@@ -1,8 +1,8 @@
 """Read and extend the time series of verification: one small, immutable Parquet file per result.
 
-Long form: one row for each network, variable, layer and statistic of one analysis. The files are
-named by valid time, flavour, revision and analysis, so that a window of time is found without
-opening any; see `docs/verification.md` for the statistics. Pages are for answers over HTTP.
+Long form: one row for each network, variable, layer and statistic of one analysis. The files are named
+by valid time, flavour, revision and analysis, so that a period is found without opening any; see
+`docs/verification.md` for the statistics. Pages serve the HTTP API.
 """
 
 import re
@@ -45,22 +45,22 @@ __all__ = [
 ]
 
 ALL = "all"
-"""Network, variable or layer of a statistic that takes them together."""
+"""Network, variable or layer of a statistic over all of them."""
 
 LIMIT_SUFFIXES = ("_limit_low", "_limit_high")
-"""A statistic with one of these is the control limit that held for it."""
+"""Suffixes of statistics that hold the control limits of another statistic."""
 
 OUTSIDE_FLAG = "outside_control_limits"
-"""Flag of an analysis some of whose statistics lie outside their control limits."""
+"""Flag of an analysis with statistics outside their control limits."""
 
 WORSE_FLAG = "cycles_worse_than_cold"
-"""Flag of a cold window that is better than the cycles, as far as the newest comparisons tell."""
+"""Flag of a cold window that is better than the cycles according to the newest comparisons."""
 
 SCORES_VERSION = 1
-"""Version of `scores` in manifests; raised when a field changes its meaning or is removed."""
+"""Version of `scores` in manifests, increased when a field changes its meaning or is removed."""
 
 SERIES_NAME = "verification.parquet"
-"""Name of the file in the folder of a result; the series has a copy of it."""
+"""Name of the file in the folder of a result, which is copied to the series."""
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
 SERIES_SCHEMA = pa.schema(
@@ -83,7 +83,7 @@ _NAME = re.compile(
     r"(?P<time>\d{8}T\d{4}Z)_(?P<flavour>[a-z]+)_v(?P<revision>\d+)__(?P<id>.+)\.parquet"
 )
 _NO_FLAVOUR = "job"
-"""Stands in file names for the empty flavour of a job outside the cycles."""
+"""Represents the empty flavour of a job outside the cycles in file names."""
 
 
 @dataclass(frozen=True, order=True)
@@ -91,7 +91,7 @@ class SeriesEntry:
     """One result in the series; sorts by valid time, flavour and revision.
 
     Attributes:
-        valid_time: Of the analysis (UTC).
+        valid_time: Valid time of the analysis (UTC).
         flavour: `early`, `final`, or empty outside the cycles.
         revision: For this valid time.
         analysis_id: The result.
@@ -137,7 +137,7 @@ class SeriesFilter:
     layers: Sequence[str] = ()
 
     def apply(self, table: pa.Table) -> pa.Table:
-        """Return the rows of `table` that fit all conditions."""
+        """Return the rows of `table` that match all conditions."""
         for column, names in (
             ("statistic", self.statistics),
             ("network", self.networks),
@@ -207,7 +207,7 @@ def read_entry(layout: Layout, entry: SeriesEntry, rows: SeriesFilter | None = N
     path = entry.path(layout)
     try:
         table = pq.ParquetFile(path).read().select(SERIES_SCHEMA.names)
-    except FileNotFoundError:  # taken away by an operator since it was listed
+    except FileNotFoundError:  # removed by an operator since it was listed
         return SERIES_SCHEMA.empty_table()
     except (OSError, pa.ArrowException, KeyError) as error:
         raise StorageError(
@@ -238,7 +238,7 @@ def read_series(
 
 
 MOST_FILES = 750
-"""Most files opened for one page; a page that ends there may hold few rows, even none."""
+"""Maximum number of files opened for one page; such a page may hold few rows, or none."""
 
 _CURSOR = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,250})~(?P<rows>\d{1,9})")
 
@@ -263,7 +263,7 @@ class SeriesPage:
     """A page of rows, by valid time.
 
     Attributes:
-        rows: At most as many as were asked for.
+        rows: Rows, at most as many as requested.
         next_cursor: Cursor of the next page; None after the last row.
     """
 
@@ -282,10 +282,10 @@ def page_series(
 
     Arguments:
         layout: The data folder.
-        entries: Sorted by name, as `find_series` gives them.
-        conditions: Which rows.
-        cursor: `next_cursor` of the page before.
-        limit: Most rows of the page.
+        entries: Entries sorted by name, from `find_series`.
+        conditions: Conditions on rows.
+        cursor: `next_cursor` of the previous page.
+        limit: Maximum number of rows of the page.
 
     Raises:
         InvalidInput: If the cursor is not one of a page.
@@ -323,7 +323,7 @@ def _parse(cursor: str | None) -> tuple[str, int]:
 
 
 def append_to_series(layout: Layout, manifest: AnalysisManifest) -> bool:
-    """Copy the statistics of a result into the series; safe to run twice.
+    """Copy the statistics of a result into the series; idempotent.
 
     Arguments:
         layout: The data folder.

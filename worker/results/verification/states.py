@@ -1,8 +1,8 @@
 """Score spectra and balance of the states themselves, which departures at stations do not show.
 
-All are means over the first members; ratios compare analysis and background members of the same
-valid time. A field too smooth, too rough or too far from balance shows here before any forecast
-does.
+All are means over the first members; ratios compare analysis and background members of the same valid
+time. Fields that are too smooth, too rough or unbalanced are detected here before any forecast shows
+it.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from model.domain.variables import Channel
 __all__ = ["BANDS", "StateScore", "pressure_tendency", "score_states"]
 
 BANDS = {"planetary": (1, 5), "synoptic": (6, 20), "small": (21, 42)}
-"""First and last total wavenumber; T42, the last, is resolved by every grid in use."""
+"""First and last total wavenumber; the last one, 42, is resolved by every grid in use."""
 
 _LEVELS = (250, 500, 850)
 _BALANCED = 500
 _MEMBERS = 4
-"""Members used: spectra of more add cost and hardly change the mean."""
+"""Number of members used: more would add cost and hardly change the mean."""
 _ROWS = 181
-"""A finer regular grid is thinned to so many rows; above `BANDS` its aliases do not reach."""
+"""Number of rows to which a finer regular grid is thinned, such that aliasing does not affect `BANDS`."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _hydrostatic(fields: _Fields, grid: Grid, step: int) -> float | None:
 
 
 def _thinning(grid: Grid) -> int | None:
-    """Return the step in rows and columns for spectra; None where they would cost too much."""
+    """Return the step in rows and columns for spectra; None if they would cost too much."""
     if grid.nlat <= _ROWS:
         return 1
     if grid.kind != "regular":  # rows of a Gaussian grid cannot be left out

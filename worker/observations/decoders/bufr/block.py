@@ -1,7 +1,7 @@
 """Hold reports of equal layout, from one or many messages, as one matrix.
 
-Of texts only those that identify who reports are ever read. Every element read is noted in the
-block's `usage`.
+Of texts only those that identify the station or platform are read. Every element read is recorded in
+the block's `usage`.
 """
 
 from dataclasses import dataclass
@@ -130,9 +130,9 @@ class Block:
         return self.at(self.layout.before(position, *codes) if position >= 0 else -1)
 
     def suspect(self, positions: np.ndarray) -> np.ndarray:
-        """Return whether the associated field of each position calls its value bad, shape (N, K).
+        """Return whether the associated field of each position flags its value as bad, shape (N, K).
 
-        The meaning of the field is in 0 31 021, see `_BAD_FLAGS`. Marks of NCEP files count alike.
+        The meaning of the field is in 0 31 021, see `_BAD_FLAGS`. Quality marks of NCEP count likewise.
         """
         if self.layout.marks:
             return self._marked_bad(positions)

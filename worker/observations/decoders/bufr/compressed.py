@@ -38,9 +38,9 @@ _INCREMENT_MASK = (1 << _INCREMENT_BITS) - 1
 _WORD = 64
 _word_at = struct.Struct(">Q").unpack_from
 _WIDEST_REFERENCE = _WORD - 7 - _INCREMENT_BITS
-"""Most bits of a local reference that is read together with the width of its increments."""
+"""Maximum width of a local reference that is read together with the width of its increments."""
 _AT_ONCE = 32_768
-"""Values read at once: a few arrays of them fit the cache of a core."""
+"""Values read at a time: a few such arrays fit into the cache of a core."""
 
 
 class _Differs(Exception):
@@ -49,12 +49,12 @@ class _Differs(Exception):
 
 @dataclass(frozen=True)
 class CompressedValues:
-    """The values of a message, found but not read yet.
+    """Location of the values of a message, which are not read yet.
 
     Attributes:
         body: The data section and eight bytes more.
         subsets: Number of reports, N.
-        constant: What all reports have, NaN where missing, (E,).
+        constant: Values common to all reports, NaN where missing, (E,).
         varying: Elements with increments, (K,).
         places: First bit of the increments of each of them, (K,).
         widths: Bits of one increment, (K,).
@@ -106,8 +106,8 @@ class CompressedPacking:
         packing: Scales, references and missing values of the elements.
         widths: Bits of each local reference, 0 for operators, (E,).
         is_text: Whether an element is a text, (E,).
-        counts: What each replication count must be, by the place of the element.
-        texts: Places of identifying texts, by descriptor.
+        counts: Expected value of each replication count, by position of the element.
+        texts: Positions of identifying texts, by descriptor.
     """
 
     packing: Packing
@@ -214,7 +214,7 @@ class CompressedPacking:
 def _texts(
     body: bytes, start: int, width: int, at: int, characters: int, subsets: int
 ) -> list[str]:
-    """Return the text of each report: its own, or that of all."""
+    """Return the text of each report: its own, or the common one."""
     if not characters:
         return [_cleaned(_bytes_at(body, start, width // 8))] * subsets
     raw = _bytes_at(body, at, characters * subsets)

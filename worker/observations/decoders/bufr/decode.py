@@ -49,13 +49,13 @@ __all__ = [
 
 
 _TABLE_DESCRIPTORS = (103_000, 31_001, 1)
-"""How the tables of NCEP begin."""
+"""First descriptors of messages that hold tables of NCEP."""
 _FILLING = (63_000, 63_255)
 """Length and padding of reports in NCEP files."""
 _SECTIONS = 64
-"""First bytes of a message, in which its category and the number of its reports stand."""
+"""Number of leading bytes of a message that contain its category and number of reports."""
 _HELD_VALUES = 1_000_000
-"""Values kept in groups before they are decoded; bounds the memory of a large file."""
+"""Maximum number of values collected in groups before they are decoded; bounds memory."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class _PartGroup:
     """Parts of one family and layout, from one or many messages.
 
     Attributes:
-        layout: Of the block they become; the parts' own, or one with more levels.
+        layout: Layout of the block they become; the parts' own, or one with more levels.
     """
 
     header: Header
@@ -133,9 +133,9 @@ class _FileDecoder:
         self.waiting: dict[tuple[str, tuple[int, ...]], PrepCollection] = {}
 
     def without_tables(self, frames: Iterator[Frame], data: bytes | mmap.mmap) -> Iterator[Frame]:
-        """Yield frames of reports; read those that define the tables of the others.
+        """Yield frames of reports; read the others, which define the tables of the file.
 
-        They count as no message, and hold for all parts of a file.
+        Table messages are not counted, and apply to all parts of a file.
         """
         low, high = self.context.byte_range or (0, float("inf"))
         for frame in frames:
@@ -152,7 +152,7 @@ class _FileDecoder:
                 yield frame
 
     def _read_tables(self, message: bytes) -> str:
-        """Take a message without reports; return what it is, "" if it is none of those of NCEP."""
+        """Read a message without reports; return its kind, "" if it is none of those of NCEP."""
         if is_empty(message):
             return "empty_messages" if self.tables else ""
         try:
@@ -212,7 +212,7 @@ class _FileDecoder:
             self._group(frame, header, family, self.dumps.unpack_by(message, header, nodes))
 
     def _wait(self, family: str, frame: Frame, message: bytes, header: Header) -> None:
-        """Keep a message until all of its template are read side by side; no family is PrepBUFR."""
+        """Collect a message, to decode all messages of its template together; no family means PrepBUFR."""
         key = family, header.descriptors
         collection = self.waiting.get(key) or PrepCollection(self.tables, header)
         collection.add(message, header, frame, self.ordinal)
@@ -228,7 +228,7 @@ class _FileDecoder:
         parts: Iterable[MessagePart],
         template: Template | None = None,
     ) -> None:
-        """Put the parts of a message to others of their layout, or of one with as many levels or more."""
+        """Add the parts of a message to a group of their layout, or of one with more levels."""
         update = correction_number(frame.indicator, header.update_sequence)
         padded = template if BUFR_FAMILIES[family].by_level else None
         for part in parts:
@@ -266,7 +266,7 @@ class _FileDecoder:
         self.held = 0
 
     def _group_padded(self, family: str, collection: PrepCollection) -> None:
-        """Put the reports of a dump, brought to few layouts, into groups; reject the broken ones."""
+        """Group the reports of a dump after padding them to few layouts; reject broken ones."""
         left = set(range(len(collection.frames)))
         for number, padded in enumerate(collection.padded(self.context.limits.replications)):
             places = padded.reports.tolist()
@@ -358,7 +358,7 @@ class _FileDecoder:
             self.report.reject(reason, frame.offset, frame.length, detail, int(numbers[index]))
 
     def finish(self) -> Decoded:
-        """Decode what is left and return the table with the report."""
+        """Decode the remaining groups and return the table with the report."""
         self.flush()
         table = self.collector.table(self.context)
         names = element_names(self.not_used.keys(), self.version)

@@ -55,7 +55,7 @@ _MOVING = (1, 4)
 _BUOY_NUMBER = 1_005
 _INCREMENT_WIDTH = 6
 _WHOLE = 65_530
-"""Bytes from which on a report tells no length."""
+"""Length in bytes above which a report does not contain its length."""
 
 
 class DumpUnpacker(Unpacker):
@@ -236,7 +236,7 @@ class PrepCollection:
     """Messages of one template, waiting to be decoded together.
 
     Attributes:
-        header: Of the first message.
+        header: Header of the first message.
         packed: Their reports.
         frames: Frame of each report.
         numbers: Number of each report in its message.
@@ -295,7 +295,7 @@ class PrepCollection:
 
 
 def is_ragged(nodes: Sequence[Node]) -> bool:
-    """Return whether reports of a template differ in layout, and say their length."""
+    """Return whether reports of a template differ in layout and contain their length."""
     first = nodes[0] if nodes else None
     sized = isinstance(first, TemplateElement) and first.name == "BYTCNT"
     return sized and any(isinstance(node, Loop) and node.kind for node in nodes)

@@ -1,8 +1,8 @@
-"""Ask eccodes' tables what an element is: its name, and how it is stored.
+"""Look up elements in eccodes' tables: their name, and how they are stored.
 
-A message without data that holds each element once is asked, key by key. The keys that give the
-same for a whole template (`expandedAbbreviations`, `expandedOriginalWidths` and the like) make
-eccodes keep 44 MB of text fields for each version of the tables; this way needs 0.2 MB.
+The lookup reads the keys of a message without data that contains each element once. Keys for a whole
+template (`expandedAbbreviations`, `expandedOriginalWidths` and the like) would make eccodes keep 44 MB
+of text fields for each version of the tables; this needs 0.2 MB.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ class Element(NamedTuple):
         name: eccodes' key.
         width: Bits.
         scale, reference: Value = (number + reference) x 10^-scale.
-        units: As the table has them; `CCITT IA5` for texts.
+        units: Units in the table; `CCITT IA5` for texts.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Element(NamedTuple):
 
 _FIRST_OPERATOR = 64_000
 _UNLISTED = {31_021: Element("associatedFieldSignificance", 6, 0, 0, "CODE TABLE")}
-"""Elements that eccodes shows as attributes of others alone."""
+"""Elements that eccodes exposes only as attributes of others."""
 _known: dict[tuple[TableVersion, int], Element | None] = {}
 _KEPT = 20_000
 
@@ -62,7 +62,7 @@ _KEPT = 20_000
 def elements_of(codes: Iterable[int], tables: TableVersion) -> dict[int, Element]:
     """Return elements by descriptor, without those that the tables lack.
 
-    Each is asked for once in a process.
+    Results are cached in the process.
 
     Arguments:
         codes: Descriptors FXXYYY; operators and sequences are no elements and left out.
@@ -91,7 +91,7 @@ def element_names(codes: Iterable[int], version: int) -> dict[int, str]:
 
 
 def _ask(codes: list[int], tables: TableVersion) -> Iterator[tuple[int, Element]]:
-    """Yield the elements that the tables hold; if one is missing, they are asked for one by one."""
+    """Yield the elements in the tables; if one is missing, look them up one by one."""
     handle = eccodes.codes_bufr_new_from_samples("BUFR4")
     try:
         eccodes.codes_set(handle, "masterTablesVersionNumber", tables.master)

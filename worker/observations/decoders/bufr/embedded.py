@@ -5,10 +5,10 @@ of the file (DX tables, see NCEPLIBS-bufr, "DX BUFR Tables"): entries of table A
 texts. eccodes reads no such tables. Widths, scales and references of all elements follow from
 them, so the bits of a report can be read without any library.
 
-Elements have mnemonics of up to eight characters here (`TOB`), which say more than their numbers:
-numbers with local parts differ from file to file. A sequence in another is preceded by the kind of
-its replication: 3 60 001 (count of 16 bits), 3 60 002 (8 bits), 3 60 003 (stack of events, 8 bits),
-3 60 004 (there or not, 1 bit). New tables after data replace the old ones.
+Elements are identified here by mnemonics of up to eight characters (`TOB`), because local numbers
+differ from file to file. A nested sequence is preceded by the kind of its replication: 3 60 001 (count
+of 16 bits), 3 60 002 (8 bits), 3 60 003 (stack of events, 8 bits), 3 60 004 (present or not, 1 bit).
+New tables after data replace the old ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ def holds_tables(message: bytes) -> bool:
 
 
 def is_empty(message: bytes) -> bool:
-    """Return whether a framed message has no reports: NCEP marks times and ends of tables so."""
+    """Return whether a framed message has no reports; NCEP uses such messages as markers."""
     if len(message) < 20:
         return False
     edition_4 = message[7] == 4
@@ -134,7 +134,7 @@ class EmbeddedTables:
         elements: By descriptor.
         sequences: Members by descriptor.
         names: Mnemonics of sequences and of kinds of messages, by descriptor.
-        complete: Whether data followed; tables after that begin anew.
+        complete: Whether data followed; later tables start a new set.
     """
 
     elements: dict[int, TemplateElement] = field(default_factory=dict)

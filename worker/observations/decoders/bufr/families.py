@@ -40,8 +40,8 @@ class ReportFamily:
         categories: Data categories (table A) it comes in.
         needs: Groups of elements; the template must hold one of each group.
         decode: Decodes a block into reports.
-        empty: What a report without a value of ours usually is.
-        by_level: Whether levels without a value change nothing, so that reports with different
+        empty: Usual reason why a report yields no value.
+        by_level: Whether levels without a value have no effect, so that reports with different
             numbers of levels may be decoded together.
     """
 
@@ -111,7 +111,7 @@ def family_of(category: int, codes: frozenset[int]) -> str | None:
 
 
 def unsupported(header: Header, codes: Set[int], kind: str = "") -> DecodeError:
-    """Return the error of a message of no family, which says what it holds instead."""
+    """Return the error for a message of no family, which says what it contains."""
     first = ", ".join(f"{code:06d}" for code in header.descriptors[:6])
     content = what_it_holds(codes) or "other content"
     return DecodeError(

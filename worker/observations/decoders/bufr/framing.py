@@ -1,9 +1,9 @@
 """Find BUFR messages in a stream of bytes and read their sections 0, 1 and 3.
 
-No library is asked, so that nothing is unpacked unseen. Bulletin headings, junk and wrong lengths
-are tolerated. Section 0 of editions 2 to 4: `BUFR`, total length (3 bytes), edition (1 byte); a
-message ends with `7777` (WMO Manual on Codes, volume I.2, FM 94). Editions 0 and 1 hold no total
-length.
+No library is used, so that limits are checked before anything is unpacked. Bulletin headings, junk
+and wrong lengths are tolerated. Section 0 of editions 2 to 4: `BUFR`, total length (3 bytes), edition
+(1 byte); a message ends with `7777` (WMO Manual on Codes, volume I.2, FM 94). Editions 0 and 1 hold
+no total length.
 """
 
 import mmap
@@ -285,8 +285,8 @@ def read_header(message: bytes) -> Header:
 def descriptor_count(codes: tuple[int, ...]) -> int:
     """Return descriptors after fixed replications, sequences counted as one: the least there can be.
 
-    Nested fixed replications multiply, which makes a few bytes of section 3 expand without end;
-    so this is checked before any library expands them.
+    Nested fixed replications multiply, so that a few bytes of section 3 could expand to billions of
+    elements; this is checked before any library expands them.
     """
     total, at = 0, 0
     while at < len(codes):

@@ -60,12 +60,12 @@ def _first_given(block: Block, *sources: Callable[[Block], Texts]) -> Texts:
 
 
 def _spelt(spell: Callable[..., str], *parts: np.ndarray, where: np.ndarray | None = None) -> Texts:
-    """Return numbers in words of `spell`; "" where one is missing.
+    """Return identifiers formatted by `spell` from numbers; "" where a number is missing.
 
     Arguments:
-        spell: Takes one whole number of each part.
-        parts: Each (N,).
-        where: Which are wanted, (N,); None for all that are given.
+        spell: Formats one identifier from a whole number of each part.
+        parts: Numbers, each (N,).
+        where: Reports to format, (N,); None for all.
     """
     given = ~np.isnan(np.array(parts)).any(axis=0)
     if where is not None:

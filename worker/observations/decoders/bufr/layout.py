@@ -1,4 +1,4 @@
-"""Keep the order of values in a report: where each element stands.
+"""Describe the layout of a report: the position of each element.
 
 A layout is the descriptors of a report with delayed replications spelled out.
 """
@@ -26,11 +26,11 @@ _STATISTICS = (223_255, 224_255, 225_255, 232_255)
 
 
 class Padding(NamedTuple):
-    """Where the elements of a layout stand in one with more repetitions.
+    """Mapping of a layout to one with more repetitions.
 
     Attributes:
-        layout: The one with more.
-        positions: In it, of each element, shape (E,).
+        layout: The layout with more repetitions.
+        positions: Position in it of each element, shape (E,).
     """
 
     layout: "ReportLayout"
@@ -44,12 +44,12 @@ class ReportLayout:
         codes: Descriptor FXXYYY of each element up to the first quality-information operator,
             shape (E,).
         all_codes: The same for the whole report, shape (E + trailer,).
-        counts: The delayed replications that make it.
-        slots: Place of each element in the expanded descriptors of the template, like all_codes.
-        packing: How its values are stored, once learnt (`packing.Packing`), else None.
+        counts: Counts of the delayed replications that define it.
+        slots: Index of each element in the expanded descriptors of the template, like all_codes.
+        packing: How its values are stored, once known (`packing.Packing`), else None.
         compressed: The same for compressed messages (`compressed.CompressedPacking`).
-        padding: Where its elements stand in a layout with more levels, once asked for.
-        marks: Elements by the descriptor of the quality mark that stands before them, in files whose
+        padding: Its mapping to a layout with more levels, once computed.
+        marks: Elements by the descriptor of the quality mark that precedes them, in files whose
             tables have such marks (`dump.MARKS`).
     """
 
@@ -147,7 +147,7 @@ class ReportLayout:
 
     @cached_property
     def distinct(self) -> np.ndarray:
-        """Descriptors that occur anywhere in the report, ascending."""
+        """Return the descriptors that occur anywhere in the report, ascending."""
         return np.unique(self.all_codes)
 
     @cached_property
@@ -157,7 +157,7 @@ class ReportLayout:
 
     @cached_property
     def data(self) -> np.ndarray:
-        """Whether each element is a value of its own, shape (E + trailer,).
+        """Return whether each element is a value of its own, shape (E + trailer,).
 
         Counts, bitmaps and associated fields describe other elements; operators have no value.
         """

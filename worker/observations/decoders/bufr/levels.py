@@ -2,7 +2,7 @@
 
 A level begins at a vertical coordinate, its anchor. Its other elements follow the anchor (most
 templates), or precede it, in every level at the same distance: date and position in 311012 and
-309060. What stands once before all levels, such as the position of the launch, belongs to the
+309060. Elements that occur once before all levels, such as the position of the launch, belong to the
 report, not to the first level.
 """
 
@@ -32,7 +32,7 @@ def find_anchors(layout: ReportLayout, codes: Sequence[int]) -> np.ndarray:
     """Return the positions at which levels begin, ascending, (K,).
 
     Arguments:
-        layout: Of the reports.
+        layout: Layout of the reports.
         codes: Vertical coordinates in order of preference. The one with the most occurrences
             before an observed element wins, so one in the header does not hide those of the levels.
     """
@@ -98,11 +98,11 @@ class Levels:
     def times(self, time: np.ndarray) -> np.ndarray | None:
         """Return the times given level by level, else those of the reports (N, 1); None if none are.
 
-        A level may give the clock only; it is the one that follows the report's time, or less than
-        twelve hours before it.
+        A level may give only the time of day; its date is that of the first such time after the
+        report's time, or within twelve hours before it.
 
         Arguments:
-            time: Of the reports, datetime64[s], (N,).
+            time: Times of the reports, datetime64[s], (N,).
         """
         if (self.own(4_004) < 0).all():
             return None
@@ -181,7 +181,7 @@ def by_level(
         value: SI, (N, K).
         pressure: Pa, (N, K); NaN where missing.
         height: Metres above mean sea level, likewise.
-        preqc: Where the provider speaks against the value, (N, K).
+        preqc: Where the provider flagged the value as bad, (N, K).
         where: Time, lat and lon of the levels, as in `Values`.
     """
     if np.isnan(value).all():
@@ -205,13 +205,13 @@ def wind(
     spoilt: np.ndarray | None = None,
     **where: np.ndarray | None,
 ) -> list[Values]:
-    """Return the wind components of each level; half of a pair is left.
+    """Return the wind components of each level; speed or direction alone is not used.
 
     Arguments:
-        levels: Of a block of N with K levels.
+        levels: Levels of a block of N with K levels.
         pressure: Pa, (N, K); NaN where missing.
         height: Metres above mean sea level, likewise.
-        spoilt: Where the wind is to be flagged, (N, K).
+        spoilt: Where the wind is to be flagged as bad, (N, K).
         where: Time, lat and lon of the levels, as in `Values`.
     """
     block = levels.block
@@ -250,7 +250,7 @@ def humidity(
     e_s(T).
 
     Arguments:
-        levels: Of a block of N with K levels.
+        levels: Levels of a block of N with K levels.
         temperature: K, (N, K); NaN where missing.
         pressure: Pa, likewise.
         height: Metres above mean sea level, likewise.

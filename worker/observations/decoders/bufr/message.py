@@ -22,9 +22,9 @@ __all__ = ["MessagePart", "Unpacker"]
 _MISSING = -1e99
 _KEPT_TEMPLATES = 512
 _LEARNT_SIZE = 3_000
-"""Values of a report up to which its storage is asked for, which eccodes does slowly."""
+"""Maximum size of a report whose storage is looked up, because eccodes is slow at it."""
 _LARGE = 65_536
-"""Bytes of data from which the first replication count is looked at before unpacking."""
+"""Size of the data above which the first replication count is checked before unpacking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Unpacker:
         ]
 
     def _compressed(self, message: bytes, header: Header, template: Template) -> MessagePart | None:
-        """Return the reports of a compressed message if its layout is one that was learnt."""
+        """Return the reports of a compressed message if the storage of its layout is known."""
         body = header.data(message)
         for layout in template.compressed_layouts():
             if layout.size * header.subsets > self.limits.values:
@@ -154,7 +154,7 @@ class Unpacker:
 
     def _values(self, handle: int, header: Header) -> np.ndarray:
         try:
-            # Attributes such as units and scale of each element are never asked for.
+            # Attributes such as units and scale of each element are not needed.
             eccodes.codes_set(handle, "skipExtraKeyAttributes", 1)
             count = eccodes.codes_get_size(handle, "numericValues")
             if count > self.limits.values:
@@ -183,7 +183,7 @@ class Unpacker:
             start += layout.size
         if start != len(values):
             raise _mismatch(start, len(values))
-        # The pool is costly to get; with one report each text has a key of its own.
+        # Reading the string pool is slow; with one report each text has its own key.
         pool = _texts(handle, "stringValues") if wanted and subsets > 1 else []
         for layout, starts, numbers in groups.values():
             if len(starts) == 1:

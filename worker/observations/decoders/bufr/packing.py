@@ -1,9 +1,8 @@
 """Unpack the bits of uncompressed reports, for many reports of one layout at once.
 
-eccodes tells where every element of a layout lies: width, scale and reference value in effect,
-operators included. With that known, the bits of all later reports of the layout are read as
-arrays. A packing is used only after it has given, bit by bit, the values eccodes gives for a
-first report.
+eccodes provides width, scale and reference value of every element of a layout, with operators applied.
+The bits of all later reports of the layout are then read as arrays. A packing is used only after it has
+reproduced exactly the values that eccodes gives for a first report.
 
 A value is (number + reference) x 10^-scale; all bits set is missing, except in counts, bitmaps,
 associated fields and elements of one bit (WMO Manual on Codes, volume I.2, FM 94).
@@ -73,9 +72,9 @@ _DESCRIBED = frozenset({222_000, 236_000, 237_000})
 _SIGNIFICANCE, _SIGNIFICANCE_WIDTH = 31_021, 6
 _NEVER_MISSING = (*COUNTS, 31_031, ASSOCIATED)
 _FACTORS = np.array([1.0 / 10.0**s if s > 0 else 10.0**-s for s in range(-60, 61)])
-"""By decimal scale, from -60 on."""
+"""Powers of ten by decimal scale, from -60 on."""
 TEXT_SCALE = 127
-"""Stands for the scale of a text."""
+"""Placeholder for the scale of a text."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +197,8 @@ def _confirmed(packing: Packing, body: bytes, expected: np.ndarray) -> bool:
 def storage_of(message: bytes, header: Header, layout: ReportLayout) -> Storage | None:
     """Return width, scale and reference of each element of the first report, None if not known.
 
-    The reports of a message that is not compressed follow one another, so the first one is read alone:
-    the attributes of all its elements take eccodes some kilobytes each.
+    Only the first report is read, which is possible because the reports of an uncompressed message are
+    consecutive: eccodes needs some kilobytes for the attributes of each element.
     """
     if not header.compressed:
         at = header.subsets_at

@@ -1,4 +1,4 @@
-"""Decode PrepBUFR: the observations as NCEP's analyses were given them, with their history.
+"""Decode PrepBUFR: the input of NCEP's analyses, with the processing history of each value.
 
 A report holds one kind of quantity of one station: mass (types 1xx) or wind (2xx). Each quantity
 has a stack of events, the newest first: value, quality mark, program and reason of the change
@@ -6,10 +6,10 @@ has a stack of events, the newest first: value, quality mark, program and reason
 oldest, an option. The newest mark judges both: marks of 4 and above were not used upstream and
 become `preqc`. Reference: NCEP, "PREPBUFR processing", tables 2, 4 and 7.
 
-Traps: after the step VIRTMP the temperature is a virtual one, which is turned back by the value
-before that step or by the humidity; the humidity of surface reports comes as dewpoint (`TDO`), or
-from specific humidity and pressure; heights of profilers are measured, their pressures are not;
-positions and times of balloons drift (`XDR YDR HRDR`).
+Pitfalls: after the step VIRTMP the temperature is virtual; the actual one is the value before that
+step, or follows from the humidity. The humidity of surface reports is a dewpoint (`TDO`), or follows
+from specific humidity and pressure. Heights of profilers are measured, their pressures are not.
+Balloons drift in position and time (`XDR YDR HRDR`).
 """
 
 from collections import Counter
@@ -37,12 +37,12 @@ _SURFACE = ("synop", "ship", "buoy", "drifter", "scatterometer")
 _BY_HEIGHT = ("profiler", "pilot")
 """Networks that measure heights; their pressures are of a standard atmosphere."""
 _WEIGHED = ("temp", "dropsonde")
-"""Networks that measure pressure and temperature, and so the heights of pressures."""
+"""Networks that measure pressure and temperature, from which the heights follow."""
 _MARINE_KINDS = ("SFCSHP", "SALDRN")
 _LAND_OR_SEA = (183, 284)
 _VIRTUAL_STEP = 8
 _CELLS = 2_000_000
-"""Cells of a matrix of reports and levels; beyond it the reports are decoded in parts."""
+"""Maximum size of a matrix of reports and levels; larger sets are decoded in parts."""
 _HEAD = frozenset({"SID", "XOB", "YOB", "DHR", "TYP"})
 _STACKED = {
     "POB": "PQM", "QOB": "QQM", "TOB": "TQM", "ZOB": "ZQM", "UOB": "WQM", "VOB": "WQM",
@@ -111,7 +111,7 @@ class PrepReports:
     """Values read from a set of packed reports.
 
     Attributes:
-        networks: Decoded reports with the numbers of those they are among all, one for each network.
+        networks: Decoded reports of each network, with their numbers among all reports.
         refused: Number of the report and why, of the others.
         not_used: Values given and not used, by mnemonic.
         notes: Counts of marks and older events.
@@ -123,7 +123,7 @@ class PrepReports:
     notes: Counter[str]
 
     def joined(self, other: "PrepReports", number: int) -> "PrepReports":
-        """Return these of `number` reports with those of the reports after them."""
+        """Return these reports, `number` in total, followed by those of `other`."""
         return PrepReports(
             self.networks + [(reports, places + number) for reports, places in other.networks],
             self.refused + [(place + number, why) for place, why in other.refused],
@@ -186,7 +186,7 @@ class _Table:
         step = np.full((self.number, self.levels), -1)
         made = np.flatnonzero(program.value == self.virtual_step)
         step[program.report[made], program.level[made]] = program.event[made]
-        # The value under the step is the one it was made from.
+        # The event below the step holds the original temperature.
         under = column.event == step[column.report, column.level] + 1
         under &= step[column.report, column.level] >= 0
         before = self.empty()
@@ -379,7 +379,7 @@ def _surface_values(table: _Table) -> list[Values]:
 
 
 def _belongs(item: Values, network: str) -> bool:
-    """Return whether a network has such values of its own."""
+    """Return whether such values are measurements of this network."""
     if network == "scatterometer":
         return item.variable.startswith("10m_")
     if network == "gnss" or item.vertical_kind == "column":
@@ -389,7 +389,7 @@ def _belongs(item: Values, network: str) -> bool:
 
 
 def _add_errors(table: _Table, items: list[Values]) -> None:
-    """Put the errors of the file to the values, in SI."""
+    """Add the observation errors of the file to the values, in SI units."""
     for item in items:
         name = PREPBUFR_ERRORS.get(item.variable)
         if name is None:

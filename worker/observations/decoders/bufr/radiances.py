@@ -118,7 +118,7 @@ def _sensors(block: Block) -> list[str]:
 
 
 def _of(sensors: list[str], what: Callable[[Sounder], float]) -> np.ndarray:
-    """Return a number of each report's sounder, (N,); NaN where it is none of ours."""
+    """Return a property of each report's sounder, (N,); NaN for sensors not in `SOUNDERS`."""
     known = {name: what(sounder) for name, sounder in SOUNDERS.items()}
     return np.array([known.get(name, np.nan) for name in sensors])
 

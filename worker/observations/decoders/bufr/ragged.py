@@ -1,9 +1,9 @@
 """Read reports with nested replications, all reports of a template at once, as columns.
 
-In PrepBUFR files almost every report has a layout of its own: each level has parts that are there
-or not, and stacks of events. So the reports are read side by side: one step of the template is
-taken in all of them before the next, with a bit position for each. The work grows with the number
-of levels of the longest report, not with the number of reports.
+In PrepBUFR files almost every report has a layout of its own: levels have optional parts, and stacks of
+events. The reports are therefore read in parallel: each step of the template is applied to all of them
+before the next, with a bit position for each report. The number of steps depends on the levels of the
+longest report, not on the number of reports.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ __all__ = ["Column", "Padded", "RaggedReports", "names_of", "read_padded", "read
 
 _ONCE = 360_004
 _MOST_TURNS = 200_000
-"""Repetitions of all replications; a thousand levels with a hundred parts each have as many."""
+"""Maximum number of repetitions, enough for a thousand levels with a hundred parts each."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _RaggedReader:
         for n in range(int(number.max(initial=0))):
             self.turns += 1
             if self.turns > _MOST_TURNS:
-                # Replications of nothing in each other: no report is that long.
+                # Nested empty replications: no real report is that long.
                 self.broken[:] = True
                 break
             chosen = np.flatnonzero(number > n)
@@ -258,7 +258,7 @@ def _texts(buffer: np.ndarray, bit: np.ndarray, length: int) -> list[str]:
 _FILLING = ("BYTCNT", "BITPAD")
 _CELLS = 2_000_000
 _USUAL_BITS = 10
-"""Bits of an element, about; so many elements are expected in a report of some length."""
+"""Approximate bits per element, to estimate the number of elements from the length of a report."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class _PaddingReader(_RaggedReader):
             code = self.renumbered.get(element.name, element.code)
             column = np.full(len(self.ends), np.nan)
             if element.text:
-                column[place.report] = 0.0  # there, without a meaning as a number
+                column[place.report] = 0.0  # present, but not a number
                 self._text(code, element, place.report, inside + offset)
             elif 0 < element.width <= WIDEST:
                 column[place.report] = _values(self.buffer, inside + offset, element)

@@ -29,10 +29,10 @@ class Values:
         value: SI, shape (N,) or (N, K) for K levels.
         vertical_kind: One of VERTICAL_KINDS.
         vertical: Coordinate, same shape; rows need it unless the kind is surface or column.
-        preqc: Where the provider's own flags speak against the value, same shape.
-        domain: Where the value is not at the height its variable is defined at, same shape.
-        time, lat, lon, elevation: Instead of those of the report, broadcastable to `value`.
-        error: One standard deviation in SI as the file gives it, same shape.
+        preqc: Where the provider's own flags reject the value, same shape.
+        domain: Where the value is not at the height for which its variable is defined, same shape.
+        time, lat, lon, elevation: Replace those of the report, broadcastable to `value`.
+        error: One standard deviation in SI units, from the file, same shape.
     """
 
     variable: str
@@ -54,14 +54,14 @@ class Reports:
 
     Attributes:
         report_type: Network, one for all.
-        station_id: Who reported, N texts.
+        station_id: Station or platform, N texts.
         time: datetime64[s], NaT where the report has none.
         lat, lon, elevation: Degrees north, degrees east, m; NaN where missing.
         values: The observed quantities.
         platform: Detail, N texts or one for all.
         profile: Whether the rows of a report belong to one profile.
         station_alias: Another identifier of each station, N texts, "" where none; empty for none.
-        scan_angle: Of a sounder, degrees from nadir (see `radiances`), (N,); None for others.
+        scan_angle: Scan angle of a sounder, degrees from nadir (see `radiances`), (N,); None for others.
     """
 
     report_type: str
@@ -114,7 +114,7 @@ class _PerReport:
 
 
 class Collector:
-    """Collects rows as arrays; makes one table at the end.
+    """Collect rows as arrays, and build one table at the end.
 
     Attributes:
         set_aside: Values without time, position or level, by reason and variable.
@@ -133,9 +133,9 @@ class Collector:
         """Add the rows of a block.
 
         Arguments:
-            reports: Of a block of N.
+            reports: Reports of a block of N.
             ordinal: Place of each report in the file, (N,).
-            offset: Of the message of each report, (N,).
+            offset: Offset of the message of each report, (N,).
             update: Correction number of each report, (N,).
 
         Returns:
@@ -223,14 +223,14 @@ class Collector:
         return keep
 
     def _once(self, test: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
-        """Return the test of arrays, kept for the other variables of the same block."""
+        """Return the test of arrays, cached for the other variables of the same block."""
         key = tuple(id(array) for array in arrays)
         if key not in self._placed_at:
             self._placed_at[key] = test(*arrays)
         return self._placed_at[key]
 
     def _add_withdrawn(self, reports: Reports, empty: np.ndarray, rows: np.ndarray) -> None:
-        """Add one missing value for each correction that takes a surface report back as a whole."""
+        """Add one missing value for each correction that withdraws a whole surface report."""
         at = np.flatnonzero(empty)
         if not len(at) or reports.report_type not in _WITHDRAWN:
             return

@@ -8,7 +8,7 @@ buoys report two date groups, of the nominal time and of the last known position
 relatives; a cell holds several wind solutions, 0 21 102 is the number of the selected one, from
 1, and the model wind 0 11 081/0 11 082 in the same report is no observation.
 
-Traps (WMO templates 307080 ff., 308009, 315008/9): 0 07 004 is the standard isobaric surface of
+Pitfalls (WMO templates 307080 ff., 308009, 315008/9): 0 07 004 is the standard isobaric surface of
 0 10 009, the station pressure is 0 10 004; first-order statistics (0 08 023) repeat elements as
 standard deviations, so the first occurrence without it counts; sensor heights 0 07 032 hold for
 the group that follows, and of several sensors (ground, screen, mast) the one nearest to the height
@@ -51,7 +51,7 @@ _DEEPEST = 10.0
 _SCREEN, _SCREEN_HEIGHT = 2.0, (0.5, 10.0)
 _MAST, _MAST_HEIGHT = 10.0, (5.0, 25.0)
 _UNKNOWN, _OUTSIDE = 100.0, 1_000.0
-"""Distances in m that stand for a height not given, and are added to one outside the limits."""
+"""Distance in m assumed for an unknown height, and penalty added for one outside the limits."""
 _MOST_SENSORS = 32
 _DUBIOUS = 2
 
@@ -72,7 +72,7 @@ class ElementOccurrence:
 
 
 def plain(block: Block, *codes: int) -> int:
-    """Return the position of the first occurrence that is no first-order statistic, or -1."""
+    """Return the position of the first occurrence that is not a first-order statistic, or -1."""
     for code in codes:
         for at in block.layout.where(code)[:8]:
             if np.isnan(block.effective(int(at), 8_023)).all():
@@ -126,7 +126,7 @@ def _outside(height: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 def _distance(
     nominal: float, limits: tuple[float, float]
 ) -> Callable[[np.ndarray], np.ndarray]:  # fmt: skip
-    """Return the function that ranks sensors by height: near first, then unknown, then outside."""
+    """Return a function that ranks sensors by height: near first, then unknown, then outside."""
 
     def rank(height: np.ndarray) -> np.ndarray:
         distance = np.abs(height - nominal) + _OUTSIDE * _outside(height, limits)
@@ -147,9 +147,10 @@ def choose(
     coordinates: tuple[int, ...],
     rank: Callable[[np.ndarray], np.ndarray],
 ) -> list[ElementOccurrence]:
-    """Return the occurrences of a quantity, and which of them counts in each report.
+    """Return the occurrences of a quantity, and the one chosen for each report.
 
-    The lowest finite rank counts, the first of equals; no statistics, no second value of a height.
+    The lowest finite rank is chosen, the first of equal ranks; statistics and repeated values at one
+    height are ignored.
 
     Arguments:
         block: The reports.
@@ -183,7 +184,7 @@ def choose(
 
 
 def merged(sensors: list[ElementOccurrence], columns: list[np.ndarray]) -> np.ndarray:
-    """Return for each report the entry of the sensor that counts, (N,); NaN or false if none does."""
+    """Return for each report the entry of the chosen sensor, (N,); NaN or false if there is none."""
     empty = (
         np.zeros_like(columns[0]) if columns[0].dtype == bool else np.full_like(columns[0], np.nan)
     )

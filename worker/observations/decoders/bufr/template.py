@@ -6,10 +6,9 @@ delayed replications are among the values, so the position of every element of a
 reports with the same counts share one `ReportLayout`, and whole blocks of reports are then
 handled as matrices (report, element).
 
-The first count of a large message is read bit by bit before the library unpacks it: unpacking
-builds some kilobytes per value, and a legal sonde message of 1.4 MB with 65 535 levels needs
-3.5 GB and many seconds. Operators that change widths are not followed there, so a count that
-could not fit is not believed.
+The first count of a large message is read bit by bit before the library unpacks it: unpacking takes
+some kilobytes per value, and a legal sonde message of 1.4 MB with 65 535 levels needs 3.5 GB and many
+seconds. Operators that change widths are ignored there, so a count that cannot fit is disregarded.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ __all__ = ["NO_WIDTH", "Template", "check_first_count"]
 
 _KEPT_LAYOUTS = 512
 _PADDED_SIZE = 30_000
-"""Values of a report from which the work is in the values, not in the layout."""
+"""Size of a report above which its layout is not padded, because values dominate the cost."""
 _UNKNOWN = -1
 _TRIALS = 3
 
@@ -97,10 +96,10 @@ class Template:
         return self._expand(lambda slots: _count(values, len(slots) - 1, limits), limits)
 
     def padded(self, layout: ReportLayout, limits: MessageLimits) -> Padding | None:
-        """Return where the elements of a layout stand in one with more repetitions; None if nowhere.
+        """Return the mapping of a layout to one with more repetitions; None if there is none.
 
-        Reports that differ in their number of levels alone can so be handled together: what one
-        lacks is missing. Counts are rounded up to a power of two, and none or one stays what it is.
+        Reports that differ only in their number of levels can then be handled together, with missing
+        values for absent levels. Counts are rounded up to a power of two; 0 and 1 are unchanged.
         """
         counts = tuple(_rounded(count) for count in layout.counts)
         if counts == layout.counts:
@@ -120,7 +119,7 @@ class Template:
 
     @cached_property
     def _even(self) -> bool:
-        """Whether all repetitions of a replication are alike: none stands inside another."""
+        """Return whether no replication is nested, so that all repetitions have the same elements."""
         return not any(
             code in (31_011, 31_012) or not COUNTS.isdisjoint(self.expanded[at + 1 : at + 1 + span])
             for at, code in enumerate(self.expanded)
@@ -144,7 +143,7 @@ class Template:
         try:
             layout = self._expand(_BitCounts(self._storage.widths, body, start, limits), limits)
         except (_NotPacked, DecodeError):
-            # Whatever is wrong with the counts, eccodes' way names it.
+            # Let eccodes report what is wrong with the counts.
             return None
         return layout if self._pack(layout) else None
 
@@ -161,17 +160,17 @@ class Template:
                 yield layout
 
     def wants_compressed(self) -> bool:
-        """Return whether a layout of compressed messages is worth learning: from the second on."""
+        """Return whether to learn the storage of compressed messages: from the second one on."""
         self.seen_compressed += 1
         return self.seen_compressed > 1 and self._compressed_failures < _TRIALS
 
     def learn_compressed(self, layout: ReportLayout, found: Any) -> None:
-        """Keep how compressed messages of a layout are stored; None counts as a failure."""
+        """Record how compressed messages of a layout are stored; None counts as a failure."""
         layout.compressed = found
         self._compressed_failures += found is None
 
     def learn(self, layout: ReportLayout, storage: Storage | None) -> None:
-        """Keep how the elements of a layout are stored; None counts as a failure to find out."""
+        """Record how the elements of a layout are stored; None counts as a failure."""
         if storage is None:
             self._failures += 1
             return
@@ -183,7 +182,7 @@ class Template:
             mine[layout.slots] = given
             agreed &= np.array_equal(mine[layout.slots], given)
         if not agreed:
-            # One place stored in two ways: nothing learnt here can be relied upon.
+            # One slot stored in two ways: the recorded storage is unreliable.
             self._failures = _TRIALS
             self._storage.widths[:] = _UNKNOWN
 
@@ -255,7 +254,7 @@ def _rounded(count: int) -> int:
 
 
 def _positions(slots: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """Return the place in `wide` of each element of `slots`: the n-th of a slot is the n-th there."""
+    """Return the position in `wide` of each element of `slots`, matching n-th occurrences of a slot."""
     few, many = (np.argsort(part.astype(np.int32), kind="stable") for part in (slots, wide))
     mine, theirs = slots[few], wide[many]
     which = np.arange(len(mine)) - np.searchsorted(mine, mine)
@@ -299,7 +298,7 @@ def _count(values: np.ndarray, at: int, limits: MessageLimits) -> int:
 
 
 NO_WIDTH = 0
-"""Stands for the width of an operator."""
+"""Placeholder for the width of an operator."""
 _INCREMENT_WIDTH = 6
 _TEXT_WIDTH = 64
 
@@ -331,7 +330,7 @@ def check_first_count(
     header: Header,
     limits: MessageLimits,
 ) -> None:
-    """Set a message aside whose first delayed replication is beyond the limits.
+    """Reject a message whose first delayed replication is beyond the limits.
 
     Arguments:
         expanded: Expanded descriptors.

@@ -55,8 +55,8 @@ __all__ = [
 ]
 
 STANDARD_LEVELS = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 70, 50, 30, 20, 10)
-"""Pressures in hPa at which the geopotential becomes a row: between them it follows from
-temperature and humidity and would count the same information twice."""
+"""Pressures in hPa at which the geopotential is used: between them it follows from temperature and
+humidity, and would count the same information twice."""
 
 
 class Drift(TypedDict):
@@ -194,7 +194,7 @@ def decode_aircraft(block: Block) -> Reports:
     path = {"lat": lat, "lon": lon, "time": levels.times(time)}
     temperature_at = levels.where(12_101, 12_001)
     temperature, suspect = block.at_each(temperature_at), block.suspect(temperature_at)
-    # Roll angles of 5 degrees and more spoil the wind (code table 0 02 064).
+    # Roll angles of 5 degrees and more degrade the wind (code table 0 02 064).
     steep = levels.get(2_064) == _STEEP_ROLL
     return Reports(
         "aircraft",
@@ -214,7 +214,7 @@ def decode_aircraft(block: Block) -> Reports:
 
 
 def _path_anchors(layout: ReportLayout) -> np.ndarray:
-    """Return where levels begin: at each altitude of the kind that stands before the first observed element.
+    """Return where levels begin: at each altitude of the kind that precedes the first observed element.
 
     Blocks of another kind after the main report are not its levels.
     """

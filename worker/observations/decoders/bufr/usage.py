@@ -1,8 +1,8 @@
-"""Account for the elements of a block: those used, and those given but left aside.
+"""Track which elements of a block were used, and which were given but not used.
 
-A family reads values through `Block`, which notes every element here. What was given and never
-read, or read and then left, is counted by element in the report of the file, so that nothing
-vanishes uncounted.
+A family reads values through `Block`, which records every element here. Values that were never read,
+or read and then not used, are counted by element in the report of the file, so that nothing is dropped
+silently.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ class ElementUsage:
         self._left = np.zeros(values.shape[1], dtype=np.int64)
 
     def read(self, positions: np.ndarray | int) -> None:
-        """Note that the elements at positions are used in all reports; -1 is none."""
+        """Record that the elements at positions are used in all reports; -1 is none."""
         if isinstance(positions, int):
             if positions >= 0:
                 self._read[positions] = True
@@ -43,13 +43,13 @@ class ElementUsage:
             self._read[positions[positions >= 0]] = True
 
     def take(self, position: int, cells: np.ndarray) -> None:
-        """Note that an element is used in some reports, where `cells`, shape (N,), is true."""
+        """Record that an element is used in the reports where `cells`, shape (N,), is true."""
         if position >= 0:
             before = self._taken.get(position)
             self._taken[position] = cells if before is None else before | cells
 
     def leave(self, positions: np.ndarray, cells: np.ndarray) -> None:
-        """Note that elements that were read are not used after all; once for each cell.
+        """Record that elements that were read are not used after all; once for each cell.
 
         Arguments:
             positions: Distinct positions, shape (K,); -1 is none.
@@ -106,7 +106,7 @@ _OTHER_CONTENT = (
     (frozenset({13_023, 13_021, 13_022, 13_011}), "precipitation over other times than an hour"),
     (frozenset({20_058, 20_062, 20_008}), "weather and clouds alone"),
 )
-"""What messages without a variable of ours hold, by elements that tell it; the first that fits counts."""
+"""Content of messages without a known variable, by characteristic elements; the first match counts."""
 
 
 def what_it_holds(codes: Set[int]) -> str:

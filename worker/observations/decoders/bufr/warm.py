@@ -1,9 +1,9 @@
 """Read the tables of the common templates before the first message, from messages made here.
 
-eccodes parses its definitions and tables at first use, and `Template` learns how the elements of a
-layout are stored from the first messages: two hundred times what a message takes afterwards. The
-process that forks decoding children does it once for all of them. It must not read what came from
-outside, so the messages hold a time, a place and a temperature that are written here.
+eccodes parses its definitions and tables at first use, and `Template` learns from the first messages
+how the elements of a layout are stored, which takes two hundred times as long as a later message. The
+process that forks decoding children does it once for all of them. It must not read untrusted data, so
+the messages are generated here, with a time, a position and a temperature.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ __all__ = ["COMMON", "VERSIONS", "CommonTemplate", "rehearse", "small_message", 
 
 @dataclass(frozen=True)
 class CommonTemplate:
-    """A template that many messages of the exchange have.
+    """A template that is common in international exchange.
 
     Attributes:
         descriptors: Unexpanded.
@@ -63,9 +63,9 @@ _CONTEXT = DecodeContext(batch_id="warm-up")
 def warm_up(
     templates: Iterable[CommonTemplate] = COMMON, versions: Iterable[int] = VERSIONS
 ) -> int:
-    """Decode small messages of `templates`; return how many templates are known now.
+    """Decode small messages of `templates`; return the number of known templates.
 
-    A template that the installed tables do not hold is left out.
+    A template that is missing from the installed tables is skipped.
     """
     known = 0
     for version in versions:
@@ -73,7 +73,7 @@ def warm_up(
             try:
                 for subsets in (1, 2):
                     message = small_message(template, version, subsets)
-                    for _ in range(3):  # opened, learnt from, read by what was learnt
+                    for _ in range(3):  # opened, learnt from, read with what was learnt
                         decode_bytes(message, _CONTEXT).report.model_dump(mode="json")
             except (eccodes.CodesInternalError, DecodeError):
                 continue
@@ -82,7 +82,7 @@ def warm_up(
 
 
 def rehearse() -> None:
-    """Decode a small message, as a new process does it for the first time."""
+    """Decode a small message, to initialise what a new process needs."""
     message = small_message(COMMON[0], VERSIONS[0])
     decode_bytes(message, _CONTEXT).report.model_dump(mode="json")
 

@@ -1,12 +1,13 @@
-"""Split files of text into bulletins and reports, and tell the month of their days.
+"""Split text files into bulletins and reports, and determine the full dates of reports.
 
 A bulletin begins with its abbreviated heading, `SMRO01 YRBK 171200 CCA`; a file without any is one
-bulletin. Reports end with `=`, or where the next code name begins. A code name holds for the reports after
-it (`AAXX 17121`), those of upper-air codes and METAR stand in each report or once before them.
+bulletin. Reports end with `=`, or where the next code name begins. A code name such as `AAXX 17121`
+applies to the reports after it; those of upper-air codes and METAR occur in each report or once before
+them.
 
-Reports give day and hour alone. The month is that of the reference: the time in a WMO file name
+Reports contain only day and hour. The month follows from a reference: the time in a WMO file name
 (`A_SMRO01YRBK171200_C_EDZW_20230117120502_…`), the sender's option `reference_time`, or the arrival;
-from the arrival alone no report is dated more than three days back, which would be a guess.
+by the arrival no report is dated more than three days back, which would be a guess.
 """
 
 import re
@@ -60,7 +61,7 @@ class BulletinReport:
 
     @property
     def corrects(self) -> bool:
-        """Return whether the heading of its bulletin says that it replaces an earlier report."""
+        """Return whether the heading of its bulletin marks it as a correction."""
         return correction_number(self.indicator, 0) > 0
 
 
@@ -103,7 +104,7 @@ class BulletinClock:
 
     Attributes:
         reference: A time shortly after the reports (aware, UTC).
-        sure: Whether the file or the sender names it; else it is the arrival.
+        sure: Whether the file or the sender gives it; else it is the arrival.
     """
 
     reference: datetime
@@ -128,8 +129,8 @@ class BulletinClock:
         return cls(arrival, False)
 
     def time(self, day: int, hour: int, minute: int = 0) -> datetime | None:
-        """Return the latest time with this day and clock that is not after the reference; None if there
-        is none, or if only a guess would place it. 24 is the end of the day, with no minute after it.
+        """Return the latest time with this day and time of day that is not after the reference; None if
+        there is none, or if it would be a guess. Hour 24 is the end of the day, only with minute 0.
         """
         if minute > 59 or 60 * hour + minute > 24 * 60:
             return None

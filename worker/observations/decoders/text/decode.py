@@ -32,7 +32,7 @@ def _decoder_of(code: str) -> _Decode:
 
 
 def decode_text(path: Path, context: DecodeContext) -> Decoded:
-    """Return the values of all reports; those that cannot be read are counted and set aside."""
+    """Return the values of all reports; those that cannot be read are rejected and counted."""
     data = path.read_bytes()
     name = context.file_name or path.name
     options = TextOptions.of(context.options)
@@ -113,7 +113,7 @@ def _height(decoded: surface.ReportValues, variable: str) -> float:
 
 
 def _withdraws(one: BulletinReport, decoded: surface.ReportValues) -> bool:
-    """Return whether a report without a value takes back what the station said before."""
+    """Return whether a report without values withdraws an earlier one of the station."""
     return not decoded.profile and _correction(one, decoded) > 0
 
 

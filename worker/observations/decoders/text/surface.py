@@ -26,7 +26,7 @@ __all__ = ["ReportValues", "decode_metar", "decode_synop", "find_place", "withou
 
 NAN = float("nan")
 _NOTHING = ("46///", "/////")
-"""Groups of a report that says nothing, as NIL does."""
+"""Groups of a report without content, such as NIL."""
 _SPEED_UNITS = {"KT": KNOT, "KTS": KNOT, "MPS": 1.0, "KMH": 1.0 / 3.6}
 _METAR_WIND = re.compile(r"(\d{3}|VRB|///)(P?\d{2,3}|//)(?:G[P\d/]{2,4})?(KTS?|MPS|KMH)?")
 _WIND_RANGE = re.compile(r"\d{3}V\d{3}")
@@ -35,9 +35,9 @@ _GROUP = re.compile(r"[\d/]{5}")
 _SECTION = re.compile(r"222(?:\d\d|//)|333|444|555|ICE|NIL")
 """Where section 1 of SYNOP and SHIP ends."""
 _NEEDED = {"AAXX": 4, "BBXX": 6, "OOXX": 8}
-"""Groups up to the wind, whose places say what they are."""
+"""Number of groups up to the wind, which are identified by position."""
 _FIRST_GROUP = {"AAXX": 0, "BBXX": 1, "OOXX": 1}
-"""Before it stands a call sign."""
+"""Index of the first group of digits; in ship codes a call sign precedes it."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ def find_place(station: str, places: Mapping[str, StationSite]) -> StationSite:
 
 
 def no_time(what: str) -> DecodeError:
-    """Return the error of a report whose day and hour cannot be placed."""
+    """Return the error of a report whose day and hour give no date."""
     return DecodeError(
         f"Expected a day and hour shortly before the arrival; got {what}. Give the decoder option "
         "`reference_time`.",
@@ -96,7 +96,7 @@ def no_time(what: str) -> DecodeError:
 def decode_synop(
     report: BulletinReport, clock: BulletinClock, places: Mapping[str, StationSite]
 ) -> ReportValues | None:
-    """Return the values of a SYNOP or SHIP report; None for NIL that takes nothing back.
+    """Return the values of a SYNOP or SHIP report; None for NIL that withdraws no earlier report.
 
     Raises:
         DecodeError: With a reason.
@@ -114,7 +114,7 @@ def decode_synop(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found: dict[str, Any] = synop.SYNOP().decode(" ".join((report.code, *words)))
-    except Exception as error:  # the library raises its own and others
+    except Exception as error:  # the library raises many types
         raise DecodeError(f"{report.code}: {error}", reason="undecodable") from error
     day, hour = _value(found, "obs_time", "day"), _value(found, "obs_time", "hour")
     time = None if day != day or hour != hour else clock.time(int(day), int(hour))
@@ -135,7 +135,7 @@ def decode_synop(
             )
         place = StationSite(position["latitude"], position["longitude"], height, height)
     elif nothing and station not in places:
-        return None  # nor had an earlier report of it a place
+        return None  # an earlier report had no position either
     else:
         place = find_place(station, places)
     result = ReportValues(network, station, time, place, correction=marked)
@@ -156,10 +156,10 @@ _MARKS = 3
 
 
 def _malformed(code: str, words: Sequence[str]) -> int:
-    """Return how many groups of section 1 are none of five digits or strokes, and are left out.
+    """Return the number of malformed groups of section 1 (not five digits or slashes), which are ignored.
 
     Raises:
-        DecodeError: If one up to the wind is: those after it would be taken for another.
+        DecodeError: If a group up to the wind is malformed, because these are identified by position.
     """
     last = next((n for n, word in enumerate(words) if _SECTION.fullmatch(word)), len(words))
     wrong = [n for n in range(_FIRST_GROUP[code], last) if not _GROUP.fullmatch(words[n])]
@@ -221,8 +221,9 @@ def decode_metar(
 ) -> ReportValues | None:
     """Return the values of a METAR or SPECI; None for NIL.
 
-    QNH is the sea level pressure of the standard atmosphere that has the aerodrome's pressure at
-    its height, rounded down to whole hPa; the station pressure follows, half a hPa too low in the mean.
+    QNH is the sea level pressure of the standard atmosphere that has the aerodrome's pressure at its
+    height, rounded down to whole hPa. The station pressure is computed from it, half a hPa too low on
+    average.
 
     Raises:
         DecodeError: With a reason.
@@ -242,7 +243,7 @@ def decode_metar(
     if time is None:
         raise no_time(day_hour)
     place_of_time = words.index(day_hour)
-    words[place_of_time] = f"{time:%d%H%M}Z"  # the library reads nothing of a report at 24:00
+    words[place_of_time] = f"{time:%d%H%M}Z"  # the library rejects reports at 24:00
     wind = _take_wind(words, place_of_time)
     try:
         with warnings.catch_warnings():
@@ -250,7 +251,7 @@ def decode_metar(
             found = Metar.Metar(
                 " ".join(("METAR", *words)), month=time.month, year=time.year, strict=False
             )
-    except Exception as error:  # the library raises its own and others
+    except Exception as error:  # the library raises many types
         raise DecodeError(f"METAR: {error}", reason="undecodable") from error
     station = found.station_id or "unknown"
     place = places.get(station) or airport(station)
@@ -267,9 +268,9 @@ def decode_metar(
 
 
 def _take_wind(words: list[str], after: int) -> str:
-    """Take the wind group of a METAR, which stands before trends and remarks, and that of its range away.
+    """Remove the wind group of a METAR and that of its range, and return the former, "" if absent.
 
-    The letter O stands for 0 in it. Returns "" where there is none.
+    It precedes trends and remarks. The letter O is read as 0 in it.
     """
     for place in range(after + 1, len(words)):
         group = words[place].replace("O", "0")
@@ -286,8 +287,8 @@ def _take_wind(words: list[str], after: int) -> str:
 def _aviation_wind(group: str, result: ReportValues) -> None:
     """Add the wind of `dddff(f)Gff(f)KT`.
 
-    `P99KT` is a lower bound, and a speed without a unit says nothing; `000` is the direction of calm
-    alone.
+    `P99KT` is a lower bound, and a speed without a unit is ambiguous: neither is used. `000` is valid as
+    a direction only in calm.
     """
     found = _METAR_WIND.fullmatch(group)
     if found is None or not found.group(2).strip("/"):
@@ -325,9 +326,9 @@ def _aviation(found: Any, result: ReportValues) -> None:
 
 
 def _with_hundreds(pressure: Any, known: float | None) -> float:
-    """Return the sea level pressure in hPa of `SLPppp`, which leaves hundreds out.
+    """Return the sea level pressure in hPa of `SLPppp`, which omits the hundreds.
 
-    They are those that bring it nearest to QNH; without it, what lies between 950 and 1050.
+    The value nearest to QNH is taken; without QNH, the one between 950 and 1050.
     """
     given = float(pressure.value("HPA"))
     if known is None:

@@ -39,7 +39,7 @@ _LAST_WIND = {"1": 100, "2": 200, "3": 300, "4": 400, "5": 500, "7": 700, "8": 8
 _THOUSANDS = {925: 0, 850: 1_000, 250: 10_000, 200: 10_000, 150: 10_000, 100: 10_000, 70: 10_000,
               50: 20_000, 30: 20_000, 20: 20_000, 10: 30_000}  # fmt: skip
 _LOWER_THOUSANDS = (250, 50, 10)
-"""Levels whose height may have one ten thousand less: the digits left out are those that are nearest."""
+"""Levels whose height has ambiguous leading digits: the nearest value is chosen."""
 _SECTIONS = ("21212", "31313", "41414", "51515", "52525", "53535", "54545", "55555", "61616")
 _SURFACE, _TROPOPAUSE, _MAXIMUM = "99", "88", ("77", "66")
 _MAST_UNITS = {"9": 300.0, "8": 500.0}
@@ -48,7 +48,7 @@ _MISSING_LEVEL = "999"
 
 
 class _Groups:
-    """The groups of a report, taken one after another."""
+    """Iterator over the groups of a report."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words, self.at = list(words), 0
@@ -143,7 +143,7 @@ def _standard(groups: _Groups, part: str, last: str, unit: float, result: Report
             if last != "/" or groups.wind_before_level():
                 _wind_group(groups.next(), pressure, unit, result)
         elif head in names and names[head] < before:
-            # Levels come in order, each once: what else begins with their digits is none.
+            # Levels come in order, each once: other groups with the same first digits are not levels.
             pressure = before = float(names[head])
             height = _height(group[2:], names[head])
             if pressure and height == height:
