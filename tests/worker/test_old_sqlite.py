@@ -75,17 +75,17 @@ found["reverted"] = [suites.champion() is None, len(suites.reigns()), suites.las
 """
 
 RECORDS = """
-from worker.contract.archive import Kept, RecordArchive
+from worker.contract.archive import ArchivedRecord, RecordArchive
 archive = RecordArchive(layout)
 def kept(name, state, **more):
-    return Kept("job", name, state, "filtering", {"id": name}, 5.0, False, **more)
+    return ArchivedRecord("job", name, state, "filtering", {"id": name}, 5.0, False, **more)
 archive.put([kept("a", "done", names={"n": "v"}), kept("b", "failed", events=[["1", "x", "{}"]])])
 archive.put([kept("a", "failed")])
 found["records"] = [archive.count("job"), archive.count("job", state="failed"),
                     [k.id for k in archive.select("job", state="failed")], archive.states("job", "a"),
                     archive.names("job", ["n", "m"]), sorted(archive.known("job", ["a", "b", "c"]))]
 archive.set_present("job", ["a"], True)
-found["present"] = [archive.count("job"), [k.id for k in archive.present("job")]]
+found["present"] = [archive.count("job"), [k.id for k in archive.in_redis("job")]]
 found["expired"] = [archive.expire("job", 9.0), archive.count("job")]
 archive.close()
 """

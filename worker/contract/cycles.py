@@ -333,7 +333,7 @@ class CycleStore(RecordStore[CycleRecord]):
 
     def asked_before(self, cycle: str, unique_key: str) -> str | None:
         """Return the request that reran `cycle` under an idempotency key; None if there was none."""
-        return self.holder(f"rerun:{cycle}:{unique_key}")
+        return self.key_value(f"rerun:{cycle}:{unique_key}")
 
     def rerun(
         self,

@@ -334,13 +334,13 @@ def test_an_archived_cycle_is_listed_not_decided_again_and_can_be_rerun(stores, 
 
 def test_what_goes_on_meanwhile_stays_in_redis(stores, archivist, monkeypatch):
     failed = ended_batch(stores, "e" * 64, BatchState.FAILED)
-    forget = stores.batches.forget
+    evict = stores.batches.evict
 
     def retried_first(kept, score):
         stores.batches.retry(failed.id)
-        return forget(kept, score)
+        return evict(kept, score)
 
-    monkeypatch.setattr(stores.batches, "forget", retried_first)
+    monkeypatch.setattr(stores.batches, "evict", retried_first)
     archivist.tick()
     assert stores.redis.exists(stores.keys.record("batch", failed.id))
     assert stores.batches.ids("received") == [failed.id]
@@ -400,7 +400,7 @@ def test_a_job_that_cannot_be_kept_is_refused_and_leaves_nothing(stores, layout,
     def full(*_):
         raise sqlite3.OperationalError
 
-    stores.archive.note("x")
+    stores.archive.get_note("x")
     stores.archive.close()
     limit = sqlite3.connect(layout.records_file)
     pages = limit.execute("PRAGMA page_count").fetchone()[0]
@@ -417,7 +417,7 @@ def test_a_job_that_cannot_be_kept_is_refused_and_leaves_nothing(stores, layout,
         for _ in range(200):
             stores.jobs.create(job())
     assert is_disk_full(refused.value)
-    kept = {k.id for k in stores.archive.present("job")}
+    kept = {k.id for k in stores.archive.in_redis("job")}
     assert set(stores.jobs.ids("queued")) == kept
 
 
@@ -426,7 +426,7 @@ def test_a_damaged_file_is_set_aside_and_begun_anew(layout):
     layout.records_file.write_bytes(b"no database" * 500)
     assert archive.find("job", "job-1") is None
     archive.set_note("a", "b")
-    assert archive.note("a") == "b"
+    assert archive.get_note("a") == "b"
     assert len(list(layout.root.glob("records.sqlite.damaged-*"))) == 1
     assert stat.S_IMODE(layout.records_file.stat().st_mode) == 0o600
     archive.close()
@@ -444,7 +444,8 @@ child = os.fork()
 archive.set_note("child" if child == 0 else "after", "1")
 if child == 0:
     os._exit(0)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), archive.note("child"), archive.note("after"))
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(code, archive.get_note("child"), archive.get_note("after"))
 """
     root = Path(__file__).resolve().parents[3]
     ran = subprocess.run(
