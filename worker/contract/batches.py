@@ -275,7 +275,7 @@ class BatchStore(RecordStore[BatchRecord]):
             self.mark_ended([record.id])
         return batch, created
 
-    def call(self, lane: Lane, lifetime: timedelta) -> bool:
+    def needs_message(self, lane: Lane, lifetime: timedelta) -> bool:
         """Return whether a message must be sent so that a worker takes the uploads of a lane.
 
         None is needed while another message is in flight; `take` acknowledges it. A message counts as
@@ -327,7 +327,7 @@ class BatchStore(RecordStore[BatchRecord]):
         records = [self._decode(dict(zip(row[::2], row[1::2], strict=True))) for row in taken]
         return [record for record in records if record is not None], bool(left)
 
-    def place(self, record_id: str) -> tuple[Lane | None, bool]:
+    def lane_of_record(self, record_id: str) -> tuple[Lane | None, bool]:
         """Return the lane of an upload, and whether it waits alone; (None, False) if there is none.
 
         An upload waits alone if it was attempted before, or created by a release without lanes.

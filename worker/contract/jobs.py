@@ -240,7 +240,7 @@ class JobStore(RecordStore[JobRecord]):
         text = progress.model_dump_json()
         return JobState(self._run(scripts.PROGRESS, record_id, token, text))
 
-    def open_gate(self, record_id: str, token: int) -> None:
+    def begin_publication(self, record_id: str, token: int) -> None:
         """Enter publication; from here on a cancel is refused.
 
         Raises:

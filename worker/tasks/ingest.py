@@ -59,7 +59,7 @@ def ingest_batch_task(self: "Task[Any, Any]", batch_id: str, version: int) -> No
     store = runtime.stores.batches
     if not known_version(store, batch_id, version):
         return
-    lane, alone = store.place(batch_id)
+    lane, alone = store.lane_of_record(batch_id)
     if lane is None:
         log.info("nothing to do", id=batch_id)
     elif alone:
@@ -81,7 +81,7 @@ def _take_small(task: "Task[Any, Any]", runtime: Runtime, batch_id: str) -> None
         most=MOST_TOGETHER,
         most_bytes=_MOST_BYTES,
     )
-    if more and store.call(Lane.SMALL, CALL_LIFETIME):  # for another process, or later
+    if more and store.needs_message(Lane.SMALL, CALL_LIFETIME):  # for another process, or later
         submit_batch(runtime.sender, runtime.stores.workers, batch_id, large=False)
     if taken:
         attempt_together(task, runtime, store, taken, partial(_together, runtime))

@@ -320,7 +320,7 @@ def test_an_archived_cycle_is_listed_not_decided_again_and_can_be_rerun(stores, 
         [ended[2].id],
         ended[2].id,
     )
-    asked = {"unique_key": "again", "asked": '{"cut_off": null}'}
+    asked = {"unique_key": "again", "request": '{"cut_off": null}'}
     again = stores.cycles.rerun(ended[1], NOON, NOON, **asked)
     assert (again.state, again.revision) == (CycleState.DUE, 3)
     assert [c.id for c in stores.cycles.in_state(CycleState.DUE)] == [key]
@@ -328,7 +328,7 @@ def test_an_archived_cycle_is_listed_not_decided_again_and_can_be_rerun(stores, 
     archivist.tick()
     for name in stores.redis.scan_iter(f"{stores.keys.prefix}:unique:*"):
         stores.redis.delete(name)
-    assert stores.cycles.asked_before(key, "again") == '{"cut_off": null}'
+    assert stores.cycles.earlier_request(key, "again") == '{"cut_off": null}'
     assert stores.cycles.select(state="published").total == 2
 
 
@@ -385,7 +385,7 @@ def test_jobs_and_cycles_come_back_when_redis_lost_its_data(stores, archivist, l
     claimed = stores.jobs.claim(running.id, "w", LEASE)
     assert claimed.token > old_token + 1_000_000
     with pytest.raises(Exception, match="Another attempt"):
-        stores.jobs.open_gate(running.id, old_token)
+        stores.jobs.begin_publication(running.id, old_token)
     messages.sent.clear()
     again.tick()
     assert messages.sent == []
