@@ -62,7 +62,7 @@ from service.settings import GatewaySettings
 from service.turns import PictureTurns, Turns
 from worker.contract.logs import configure_logs
 from worker.contract.trace_export import export_traces
-from worker.contract.traces import carried_on, trace_id
+from worker.contract.traces import continue_trace, trace_id
 
 PREFIX = "/v1/data"
 SWITCH_SECONDS = 0.001
@@ -147,7 +147,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        with carried_on(headers.get("traceparent", "")):
+        with continue_trace(headers.get("traceparent", "")):
             await self._answer(scope, receive, send, headers.get("x-request-id", ""))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, asked: str) -> None:

@@ -151,7 +151,7 @@ class Archivist:
         if not lost and time.monotonic() - self._searched < self.every:
             return 0
         if lost:
-            self._adopt()
+            self._mark_unarchived()
         restored = self._restore_cycles(archive) if lost else 0
         grace = self.just_written_seconds if lost else 2 * self.every
         restored += self._restore_jobs(archive, grace)
@@ -164,7 +164,7 @@ class Archivist:
         self._searched = time.monotonic()
         return restored
 
-    def _adopt(self) -> None:
+    def _mark_unarchived(self) -> None:
         """Queue records of an older version, which have no time of their end, for archiving."""
         for store in (self.stores.jobs, self.stores.batches, self.stores.cycles):
             for state in store.ends:
@@ -203,7 +203,7 @@ class Archivist:
             archive.put([row])
             jobs.restore_archived(row)
             restored += 1
-            with traces.about(job):
+            with traces.log_ids(job):
                 log.warning("job restored", id=job.id, state=job.state.value)
                 if job.state is JobState.QUEUED:
                     submit(self.sender, RUN_ASSIMILATION, job.id, job.priority)

@@ -71,7 +71,8 @@ suites.update(trial, note="soon")
 ended = suites.end(trial, Outcome.PROMOTED)
 found["suites"] = [ended.note, suites.champion().name, suites.trial() is None, len(suites.trials())]
 suites.revert()
-found["reverted"] = [suites.champion() is None, len(suites.reigns()), suites.last_trial_of(suite).id]
+found["reverted"] = [suites.champion() is None, len(suites.champion_periods()),
+                     suites.last_trial_of(suite).id]
 """
 
 RECORDS = """

@@ -249,7 +249,7 @@ class Feed:
         try:
             with (
                 structlog.contextvars.bound_contextvars(**asked),
-                traces.began("fetch", **{"appa.source": self.source.name, **named}),
+                traces.start_trace("fetch", **{"appa.source": self.source.name, **named}),
             ):
                 await self._brought(fetcher, item)
         finally:

@@ -2,8 +2,9 @@
 
 The folder is complete, with its manifest written last, before it is published: by one rename in the
 data folder, by one conditional write of the manifest in a bucket (`worker.results.store`). A worker
-that lost its lease and resumes is stopped by the fencing token in the job store (`begin_publication`), or, if
-it had passed that before, because the name is taken. Leftovers of dead workers are swept after a day.
+that lost its lease and resumes is stopped by the fencing token in the job store
+(`begin_publication`), or, if it had passed that before, because the name is taken. Leftovers of dead
+workers are swept after a day.
 
 `latest.json` in the data folder names the newest results, for programs that read files: an entry
 for each kind (`filtering`), and one for each kind and flavour (`filtering/early`,

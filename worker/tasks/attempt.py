@@ -140,7 +140,7 @@ def attempt(
         celery.exceptions.Reject: When this worker stops; the message returns to its queue.
     """
     waiting = store.find(record_id)
-    with traces.about(*([waiting] if waiting else [])):
+    with traces.log_ids(*([waiting] if waiting else [])):
         _claim(task, runtime, store, record_id, waiting, body)
 
 
@@ -160,7 +160,7 @@ def _claim(
     except (MoveRefused, NoSuchRecord) as error:
         log.info("nothing to do", id=record_id, reason=error.message)
         return
-    with traces.work(_TASK[store.noun], record, **_described(record)):
+    with traces.task_spans(_TASK[store.noun], record, **_described(record)):
         log.info("started", id=record_id, attempt=record.attempts)
         _begin(runtime, waiting, record)
         lease = Lease(store, record_id, record.token, runtime.settings.lease)
@@ -189,7 +189,7 @@ def attempt_together(
         body: The work; returns the summary or the error of each.
     """
     tokens = {record.id: record.token for record in records}
-    with traces.work(INGEST_BATCH, *records, **_described(*records)):
+    with traces.task_spans(INGEST_BATCH, *records, **_described(*records)):
         log.info("started", ids=list(tokens))
         for record in records:
             runtime.measures.attempts.labels(*_about(record)).inc()
@@ -221,7 +221,7 @@ def _end_all(
     for record in records:
         outcome = refused.get(record.id) or outcomes[record.id]
         if isinstance(outcome, Exception):
-            with traces.about(record):
+            with traces.log_ids(record):
                 _end(task, runtime, store, record, outcome)
         else:
             _count(runtime, record, "succeeded")
