@@ -219,7 +219,7 @@ class Archivist:
             "publishing": False,
             "progress": Progress(message="restored after the job store lost its data"),
         }
-        if result_store(self.layout).bring(job.analysis_id):
+        if result_store(self.layout).fetch_manifest(job.analysis_id):
             update |= {"state": JobState.SUCCEEDED, "finished": utc_now(), "error": None}
         elif job.state is JobState.CANCELLING:
             update |= {"state": JobState.CANCELLED, "finished": utc_now()}
