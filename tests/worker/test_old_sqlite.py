@@ -37,7 +37,7 @@ first, second, third = backlog.due("gb", 9, (), time.time())
 backlog.finish("gb", first, "b" * 64, 5, created=True)
 backlog.refuse("gb", second, "integrity", "a checksum")
 backlog.postpone(source, third, "404", 60.0)
-backlog.note_line(backlog.status(source))
+backlog.store_connection(backlog.status(source))
 status = backlog.line(backlog.status(source))
 found["counts"] = [status.received, status.duplicates, status.accepted, status.size, status.backlog,
                    status.failures, status.refused]
@@ -50,7 +50,7 @@ backlog.begin("e1")
 found["echo"] = [backlog.echoed("one"), backlog.echoed("one")]
 found["unsent"] = [(a.event, a.begun) for a in backlog.unsent()]
 found["sent"] = [backlog.sent("e2"), backlog.sent("e2"), backlog.unconfirmed()[0], backlog.mark("seen")]
-backlog.keep(())
+backlog.drop_others(())
 found["gone"] = [backlog.waiting("gb"), backlog.forget(-1.0)]
 backlog.close()
 """
