@@ -415,7 +415,7 @@ def _ticks(runtime: Runtime, settings: WorkerSettings) -> dict[str, Callable[[],
         "archive": archivist.tick,
         "reap": reaper.sweep,
         "reconcile": reconciler.tick,
-        "tidy": _Seldom(tidy, _TIDY_SECONDS),
+        "tidy": _RateLimited(tidy, _TIDY_SECONDS),
         "cycles": cycling_tick(runtime),
         "announce": missed.tick,
         "webhooks": webhooks.tick,
@@ -427,7 +427,7 @@ _TIDY_SECONDS = 600.0
 
 
 @dataclass
-class _Seldom:
+class _RateLimited:
     """Work that is too expensive for every turn, because it lists buckets.
 
     Attributes:

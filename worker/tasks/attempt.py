@@ -39,7 +39,7 @@ from worker.contract.records import Problem, utc_now
 from worker.lease import Lease, SharedLease
 from worker.runtime import Runtime, WorkerStopping
 
-__all__ = ["DecodedAlone", "Retrying", "attempt", "attempt_together", "known_version", "problem_of"]
+__all__ = ["RetryAlone", "Retrying", "attempt", "attempt_batch", "known_version", "problem_of"]
 
 log = structlog.get_logger()
 
@@ -57,7 +57,7 @@ _TASK = {"job": RUN_ASSIMILATION, "batch": INGEST_BATCH}
 _NEVER_THE_UPLOAD = frozenset({"disk_full", "disk_low", "storage_error", "broker_error"})
 
 
-class DecodedAlone(AppaError):
+class RetryAlone(AppaError):
     """Decoding of a small upload together with others ended early: it is decoded alone, at once."""
 
     code = "decoded_alone"
@@ -172,7 +172,7 @@ def _claim(
             log.error("outcome not stored", id=record_id, error=str(error))
 
 
-def attempt_together(
+def attempt_batch(
     task: Retrying,
     runtime: Runtime,
     store: BatchStore,
@@ -268,7 +268,7 @@ def _end(
     """Record the error of one of several batches; its retry has a separate message."""
 
     def body(batch: BatchRecord, _: Any) -> None:
-        if isinstance(error, DecodedAlone):
+        if isinstance(error, RetryAlone):
             store.requeue(batch.id, batch.token, Problem.of(error))
             submit_batch(runtime.sender, runtime.stores.workers, batch.id, large=True)
             return
@@ -276,7 +276,7 @@ def _end(
 
     message = _OwnMessage(task, record.id)
     try:
-        _run(message, runtime, store, record, None, body, done=DecodedAlone.code)
+        _run(message, runtime, store, record, None, body, done=RetryAlone.code)
     except Retry:
         return  # already sent; the task itself continues
     except Reject:
