@@ -175,7 +175,7 @@ async def many_listeners(
         stores.jobs.report(job_id, job.token, progress)
         await asyncio.sleep(0.1)
     memory = process.memory_info().rss
-    stores.jobs.open_gate(job_id, job.token)
+    stores.jobs.begin_publication(job_id, job.token)
     stores.jobs.succeed(job_id, job.token, Progress(phase=Phase.DONE))
     await asyncio.wait_for(asyncio.gather(*tasks), 60)
     return {

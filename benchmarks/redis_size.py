@@ -71,7 +71,7 @@ def ended_job(stores: Stores, number: int) -> None:
     for step in range(STEPS):
         progress = Progress(phase=Phase.SAMPLING, step=step, steps=STEPS)
         stores.jobs.report(made.id, claimed.token, progress)
-    stores.jobs.open_gate(made.id, claimed.token)
+    stores.jobs.begin_publication(made.id, claimed.token)
     stores.jobs.succeed(made.id, claimed.token, Progress(phase=Phase.DONE))
 
 

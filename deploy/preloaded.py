@@ -2,7 +2,7 @@
 
 Imports take most of the processor time of a start, and modules most of the memory of an idle process.
 `Preloaded` runs a single-threaded fork server (`python -m deploy.preloaded`) that imports the modules
-common to several processes, as `worker.zygote` does for decoding. Each process it starts is a fork
+common to several processes, as `worker.fork_server` does for decoding. Each process it starts is a fork
 with its own environment, arguments and output, which runs its module as `__main__` and shares the
 memory of the imported modules copy-on-write. In `ps` they look like any `python -m …`.
 
@@ -195,7 +195,7 @@ class Preloaded:
 # -- the server's side
 
 
-class _Born(Exception):
+class _InChild(Exception):
     """Raised in a new child to unwind the stack of the server before the child runs its module."""
 
     def __init__(self, asked: dict[str, Any], output: int, reply: int) -> None:
@@ -207,7 +207,7 @@ class _Server:
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
-        self.living: set[int] = set()
+        self.children: set[int] = set()
         self.selector = selectors.DefaultSelector()
         self.selector.register(control, selectors.EVENT_READ)
 
@@ -215,12 +215,12 @@ class _Server:
         """Serve until the owner is gone; send `ending` to all children then.
 
         Raises:
-            _Born: In each child.
+            _InChild: In each child.
         """
         with self.selector:  # closed in a child, too, before its descriptor is reused
             while self._serve_once():
                 pass
-            for pid in self.living:
+            for pid in self.children:
                 os.kill(pid, ending)
 
     def _serve_once(self) -> bool:
@@ -230,12 +230,12 @@ class _Server:
                 if not self._request():
                     return False
             elif isinstance(key.fileobj, int):
-                self._tell_end(key.fileobj, *key.data)
+                self._send_exit_code(key.fileobj, *key.data)
             else:  # the owner has read the exit code or is gone: reap the zombie
                 self.selector.unregister(key.fileobj)
                 key.fileobj.close()
                 os.waitpid(key.data, 0)
-                self.living.discard(key.data)
+                self.children.discard(key.data)
         return True
 
     def _request(self) -> bool:
@@ -249,16 +249,16 @@ class _Server:
         except OSError:  # no memory or process table for it now
             pid = -1
         if pid == 0:
-            raise _Born(json.loads(message), output, channel.detach())
+            raise _InChild(json.loads(message), output, channel.detach())
         os.close(output)
         if pid < 0:
             channel.close()
             return True
-        self.living.add(pid)
+        self.children.add(pid)
         self.selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, channel))
         return True
 
-    def _tell_end(self, descriptor: int, pid: int, channel: socket.socket) -> None:
+    def _send_exit_code(self, descriptor: int, pid: int, channel: socket.socket) -> None:
         """Send the exit code of a child to the owner; it stays a zombie until the owner has read it."""
         self.selector.unregister(descriptor)
         os.close(descriptor)
@@ -331,10 +331,10 @@ def _main(descriptor: int, ending: int, modules: Sequence[str]) -> None:
     own = os.getpid()
     try:
         _Server(socket.socket(fileno=descriptor)).serve(ending)
-    except _Born as born:
+    except _InChild as child:
         # Keep only these: the exception refers to the server's sockets, which must not be closed later,
         # when their descriptors have been reused.
-        found = born.asked, born.output, born.reply
+        found = child.asked, child.output, child.reply
     else:
         return
     _become(*found, own, ending)

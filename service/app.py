@@ -39,7 +39,7 @@ from model.domain.files import code_version
 from service.audit import AuditLog
 from service.auth import authenticate
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
-from service.gateway import PAINTERS, READERS, Gateway, open_gateway, running
+from service.gateway import MAX_DRAWING, MAX_READING, Gateway, open_gateway, running
 from service.keys import Scope as KeyScope
 from service.metrics import GatewayMetrics
 from service.openapi import describe
@@ -59,10 +59,10 @@ from service.routes import (
     system,
 )
 from service.settings import GatewaySettings
-from service.turns import PictureTurns, Turns
+from service.turns import ConcurrencyLimit, PictureLimit
 from worker.contract.logs import configure_logs
 from worker.contract.trace_export import export_traces
-from worker.contract.traces import carried_on, trace_id
+from worker.contract.traces import continue_trace, trace_id
 
 PREFIX = "/v1/data"
 SWITCH_SECONDS = 0.001
@@ -77,7 +77,7 @@ class DataAccess:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self._turns = Turns(READERS)
+        self._limit = ConcurrencyLimit(MAX_READING)
         self._building = threading.Lock()
         self._application: ASGIApp | None = None
 
@@ -88,7 +88,7 @@ class DataAccess:
         request = Request(scope, receive)
         try:
             key = await authenticate(self.gateway, request.headers, pieces=True)
-            key.need(KeyScope.ANALYSES_READ)
+            key.require(KeyScope.ANALYSES_READ)
         except AppaError as error:
             await appa_problem(request, error)(scope, receive, send)
             return
@@ -97,7 +97,7 @@ class DataAccess:
             return
         if scope["method"] == "HEAD":  # the server leaves the body out
             scope = {**scope, "method": "GET"}
-        await self._turns.take(self._serve, scope, receive, send)
+        await self._limit.run(self._serve, scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         application = self._application
@@ -147,7 +147,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        with carried_on(headers.get("traceparent", "")):
+        with continue_trace(headers.get("traceparent", "")):
             await self._answer(scope, receive, send, headers.get("x-request-id", ""))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, asked: str) -> None:
@@ -322,7 +322,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             allow_headers=("Authorization", "X-API-Key"),
         )
     metrics = gateway.metrics
-    app.add_middleware(PictureTurns, count=PAINTERS + 2, told=metrics.pictures_waiting)
+    app.add_middleware(PictureLimit, count=MAX_DRAWING + 2, waiting_gauge=metrics.pictures_waiting)
     audit = AuditLog(gateway.layout.audit_file)
     app.add_middleware(RequestContext, metrics=metrics, audit=audit)
     describe(app)

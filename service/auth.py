@@ -148,27 +148,27 @@ AnyCaller = Annotated[ApiKey, Depends(get_caller)]
 
 async def observation_writer(key: AnyCaller) -> ApiKey:
     """Return the key of a caller that may upload observations."""
-    return key.need(Scope.OBSERVATIONS_WRITE)
+    return key.require(Scope.OBSERVATIONS_WRITE)
 
 
 async def observation_sender_or_reader(key: AnyCaller) -> ApiKey:
     """A caller that may see uploads."""
-    return key.need(Scope.OBSERVATIONS_WRITE, Scope.ANALYSES_READ, *EVERYONES)
+    return key.require(Scope.OBSERVATIONS_WRITE, Scope.ANALYSES_READ, *EVERYONES)
 
 
 async def job_writer(key: AnyCaller) -> ApiKey:
     """A caller that may submit and cancel jobs."""
-    return key.need(Scope.JOBS_WRITE)
+    return key.require(Scope.JOBS_WRITE)
 
 
 async def job_reader(key: AnyCaller) -> ApiKey:
     """A caller that may see jobs."""
-    return key.need(Scope.JOBS_WRITE, Scope.ANALYSES_READ, *EVERYONES)
+    return key.require(Scope.JOBS_WRITE, Scope.ANALYSES_READ, *EVERYONES)
 
 
 async def reader(key: AnyCaller) -> ApiKey:
     """A caller that may read observations and analyses."""
-    return key.need(Scope.ANALYSES_READ)
+    return key.require(Scope.ANALYSES_READ)
 
 
 async def metrics_reader(
@@ -180,12 +180,12 @@ async def metrics_reader(
     """Return a caller that may read the metrics; not rate-limited, so that it works without Redis."""
     del bearer, header
     key = await authenticate(gateway, request.headers, counted=False)
-    return key.need(Scope.METRICS_READ)
+    return key.require(Scope.METRICS_READ)
 
 
 async def administrator(key: AnyCaller) -> ApiKey:
     """Return a caller that may change what all users get."""
-    return key.need(Scope.ADMIN)
+    return key.require(Scope.ADMIN)
 
 
 ObservationWriter = Annotated[ApiKey, Depends(observation_writer)]

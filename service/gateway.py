@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-READERS = 8
+MAX_READING = 8
 """Maximum number of requests that read data sets at a time: fewer than the gateway has threads."""
 
-PAINTERS = 2
+MAX_DRAWING = 2
 """Maximum number of pictures drawn at a time. Maps request many at once and drawing is CPU-bound: more
 threads would only delay each other and all other requests."""
 
-KEEPERS = 16
+MAX_STORING = 16
 """Maximum number of uploads written to a bucket at a time: a bucket that does not respond must not
 occupy all threads."""
 
-NEWEST = 8
+PREOPENED = 8
 """Number of newest results opened in advance while users view any: when a result is published, all of
 them request it at once."""
 
@@ -83,8 +83,8 @@ class DataSets:
         self._opened: set[str] = set()
         self._closing = threading.Event()
         self._tending = threading.Thread(target=self._tend, name="datasets-tend", daemon=True)
-        self.readers = CapacityLimiter(READERS)
-        self.painters = CapacityLimiter(PAINTERS)
+        self.readers = CapacityLimiter(MAX_READING)
+        self.painters = CapacityLimiter(MAX_DRAWING)
 
     def module(self, name: str) -> Any:
         """Return the module `service.data.<name>`.
@@ -147,12 +147,12 @@ class DataSets:
             return self._descriptions
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function that reads data sets in a thread, at most `READERS` at a time."""
+        """Run a function that reads data sets in a thread, at most `MAX_READING` at a time."""
         self._asked = time.monotonic()
         return await to_thread.run_sync(function, *arguments, limiter=self.readers)
 
     async def draw(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function that draws in a thread, at most `PAINTERS` at a time."""
+        """Run a function that draws in a thread, at most `MAX_DRAWING` at a time."""
         self._asked = time.monotonic()
         return await to_thread.run_sync(function, *arguments, limiter=self.painters)
 
@@ -163,14 +163,15 @@ class DataSets:
             self._tending.join()
 
     def open_newest(self) -> None:
-        """Open those of the `NEWEST` results published since the last call, if users are viewing.
+        """Open those of the newest `PREOPENED` results that were published since the last call,
+        if users are viewing.
 
         Nothing is fetched from a bucket. A result that cannot be read is tried once and logged.
         """
         if self._fields is None or time.monotonic() - self._asked > _LOOKING_SECONDS:
             self._opened = set()  # idle ones are closed by now; reopened once users view again
             return
-        newest = self._analyses.select(ResultFilter(with_dataset=True), None, NEWEST).items
+        newest = self._analyses.select(ResultFilter(with_dataset=True), None, PREOPENED).items
         opened, self._opened = self._opened, {manifest.id for manifest in newest}
         for manifest in newest:
             file = manifest.dataset_file
@@ -254,8 +255,8 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         analyses=analyses,
         metrics=GatewayMetrics(stores, layout),
         data_sets=DataSets(analyses, layout),
-        rows=RowBudget(settings.query_held_bytes, READERS),
-        keepers=CapacityLimiter(KEEPERS) if layout.uploads_url else None,
+        rows=RowBudget(settings.query_held_bytes, MAX_READING),
+        keepers=CapacityLimiter(MAX_STORING) if layout.uploads_url else None,
     )
 
 

@@ -112,7 +112,7 @@ class ApiKey(BaseModel):
         """Return whether it may retry or cancel what `api_key` sent, as far as its scopes go."""
         return api_key == self.id or self.allows(Scope.ALL_WRITE)
 
-    def need(self, *scopes: Scope) -> Self:
+    def require(self, *scopes: Scope) -> Self:
         """Return this key after a check of its scopes.
 
         Raises:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from prometheus_client import Gauge
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["PictureTurns", "Turns"]
+__all__ = ["ConcurrencyLimit", "PictureLimit"]
 
 _DRAWN = re.compile(r"/ogc/collections/[^/]+/(styles/[^/]+/)?(map|legend)(/|$)")
 _MAP_SERVICE = re.compile(r"/ogc/wms/?$")
@@ -21,26 +21,29 @@ _CALL = re.compile(r"/v1/fields(/|$)")
 
 
 async def _answer(
-    app: ASGIApp, scope: Scope, receive: Receive, send: Send, known: Callable[[], None]
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, on_start: Callable[[], None]
 ) -> None:
-    """Answer a request; call `known` once, when the response starts, so that a slow client holds no slot."""
-    told = False
+    """Answer a request; call `on_start` once, when the response starts.
+
+    A client that reads slowly therefore holds no slot.
+    """
+    started = False
 
     async def send_on(message: Message) -> None:
-        nonlocal told
-        if not told and message["type"] == "http.response.start":
-            told = True
-            known()
+        nonlocal started
+        if not started and message["type"] == "http.response.start":
+            started = True
+            on_start()
         await send(message)
 
     try:
         await app(scope, receive, send_on)
     finally:
-        if not told:
-            known()
+        if not started:
+            on_start()
 
 
-class Turns:
+class ConcurrencyLimit:
     """First-in, first-out limit on concurrent requests, which can be changed while requests wait.
 
     Arguments:
@@ -57,12 +60,12 @@ class Turns:
         """Return how many requests wait."""
         return len(self._queue)
 
-    def allow(self, count: int) -> None:
+    def set_limit(self, count: int) -> None:
         """Change the limit; requests already admitted go on."""
         self._count = count
-        self._call_up()
+        self._admit()
 
-    async def take(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request once it is admitted."""
         await self._begin()
         await _answer(app, scope, receive, send, self._end)
@@ -70,7 +73,7 @@ class Turns:
     async def _begin(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
-        self._call_up()
+        self._admit()
         try:
             await turn
         except asyncio.CancelledError:
@@ -82,9 +85,9 @@ class Turns:
 
     def _end(self) -> None:
         self._working -= 1
-        self._call_up()
+        self._admit()
 
-    def _call_up(self) -> None:
+    def _admit(self) -> None:
         while self._working < self._count and self._queue:
             turn = self._queue.popleft()
             if not turn.cancelled():
@@ -92,30 +95,30 @@ class Turns:
                 turn.set_result(None)
 
 
-class PictureTurns:
+class PictureLimit:
     """Middleware that limits concurrent maps, tiles and legends: to one while fields are requested.
 
     Arguments:
         app: The application.
         count: Limit at other times: a few more than are drawn, so that there is always one to draw.
-        told: Gauge for the number of waiting requests.
+        waiting_gauge: Gauge for the number of waiting requests.
     """
 
-    def __init__(self, app: ASGIApp, count: int, told: Gauge) -> None:
+    def __init__(self, app: ASGIApp, count: int, waiting_gauge: Gauge) -> None:
         self.app = app
         self._count = count
         self._calls = 0
-        self._pictures = Turns(count)
-        told.set_function(lambda: self._pictures.waiting)
+        self._pictures = ConcurrencyLimit(count)
+        waiting_gauge.set_function(lambda: self._pictures.waiting)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif _is_picture(scope):
-            await self._pictures.take(self.app, scope, receive, send)
+            await self._pictures.run(self.app, scope, receive, send)
         elif _CALL.search(scope["path"]):
             self._calls += 1
-            self._pictures.allow(1)
+            self._pictures.set_limit(1)
             await _answer(self.app, scope, receive, send, self._answered)
         else:
             await self.app(scope, receive, send)
@@ -123,7 +126,7 @@ class PictureTurns:
     def _answered(self) -> None:
         self._calls -= 1
         if not self._calls:
-            self._pictures.allow(self._count)
+            self._pictures.set_limit(self._count)
 
 
 def _is_picture(scope: Scope) -> bool:

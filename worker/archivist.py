@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from worker.contract import traces
-from worker.contract.archive import Kept, RecordArchive
+from worker.contract.archive import ArchivedRecord, RecordArchive
 from worker.contract.batches import BatchStore
 from worker.contract.cycles import CycleStore
 from worker.contract.jobs import JobRecord, JobState, JobStore, Progress
@@ -94,10 +94,10 @@ class Archivist:
 
     def _copy(self, archive: RecordArchive, store: AnyStore, end: float) -> int:
         copied = 0
-        while time.monotonic() < end and (ids := store.fresh(_CHUNK)):
+        while time.monotonic() < end and (ids := store.pending_archive(_CHUNK)):
             kept = store.snapshot(ids)
             archive.put(kept)
-            store.copied(ids)
+            store.mark_archived(ids)
             copied += len(kept)
             if len(ids) < _CHUNK:
                 break
@@ -110,7 +110,7 @@ class Archivist:
             kept = store.snapshot(list(scores))
             archive.put(kept)
             archive.set_present(store.noun, [k.id for k in kept], False)
-            stayed = [k.id for k in kept if not store.forget(k, scores[k.id])]
+            stayed = [k.id for k in kept if not store.evict(k, scores[k.id])]
             archive.set_present(store.noun, stayed, True)
             store.drop_ended(set(scores) - {k.id for k in kept})
             moved += len(kept) - len(stayed)
@@ -151,7 +151,7 @@ class Archivist:
         if not lost and time.monotonic() - self._searched < self.every:
             return 0
         if lost:
-            self._adopt()
+            self._mark_unarchived()
         restored = self._restore_cycles(archive) if lost else 0
         grace = self.just_written_seconds if lost else 2 * self.every
         restored += self._restore_jobs(archive, grace)
@@ -164,7 +164,7 @@ class Archivist:
         self._searched = time.monotonic()
         return restored
 
-    def _adopt(self) -> None:
+    def _mark_unarchived(self) -> None:
         """Queue records of an older version, which have no time of their end, for archiving."""
         for store in (self.stores.jobs, self.stores.batches, self.stores.cycles):
             for state in store.ends:
@@ -172,14 +172,14 @@ class Archivist:
                 for first in range(0, len(ids), _CHUNK):
                     store.mark_ended(ids[first : first + _CHUNK])
 
-    def _missing(self, archive: RecordArchive, store: AnyStore) -> list[Kept]:
-        present = archive.present(store.noun)
+    def _missing(self, archive: RecordArchive, store: AnyStore) -> list[ArchivedRecord]:
+        present = archive.in_redis(store.noun)
         here: set[str] = set()
         for first in range(0, len(present), _CHUNK):
             here |= store.in_redis([kept.id for kept in present[first : first + _CHUNK]])
         return [kept for kept in present if kept.id not in here]
 
-    def _settle(self, archive: RecordArchive, store: AnyStore) -> list[Kept]:
+    def _settle(self, archive: RecordArchive, store: AnyStore) -> list[ArchivedRecord]:
         """Mark ended records that are only on disk; return the other records that Redis lacks."""
         missing = self._missing(archive, store)
         ended = [kept.id for kept in missing if kept.state in store.ends]
@@ -189,7 +189,7 @@ class Archivist:
     def _restore_cycles(self, archive: RecordArchive) -> int:
         lost = self._settle(archive, self.stores.cycles)
         for kept in lost:
-            self.stores.cycles.recall(kept)
+            self.stores.cycles.restore_archived(kept)
         return len(lost)
 
     def _restore_jobs(self, archive: RecordArchive, grace: float) -> int:
@@ -201,9 +201,9 @@ class Archivist:
             job = self._again(JobRecord.model_validate(dict(kept.fields)))
             row = jobs.kept(job, {}, kept.events)
             archive.put([row])
-            jobs.recall(row)
+            jobs.restore_archived(row)
             restored += 1
-            with traces.about(job):
+            with traces.log_ids(job):
                 log.warning("job restored", id=job.id, state=job.state.value)
                 if job.state is JobState.QUEUED:
                     submit(self.sender, RUN_ASSIMILATION, job.id, job.priority)
@@ -219,7 +219,7 @@ class Archivist:
             "publishing": False,
             "progress": Progress(message="restored after the job store lost its data"),
         }
-        if result_store(self.layout).bring(job.analysis_id):
+        if result_store(self.layout).fetch_manifest(job.analysis_id):
             update |= {"state": JobState.SUCCEEDED, "finished": utc_now(), "error": None}
         elif job.state is JobState.CANCELLING:
             update |= {"state": JobState.CANCELLED, "finished": utc_now()}
@@ -227,5 +227,5 @@ class Archivist:
 
     def _restore_webhooks(self, archive: RecordArchive) -> int:
         redis, keys = self.stores.redis, self.stores.keys
-        kept: dict[str, str] = json.loads(archive.note(_WEBHOOKS) or "{}")
+        kept: dict[str, str] = json.loads(archive.get_note(_WEBHOOKS) or "{}")
         return sum(int(redis.hsetnx(keys.webhooks, name, text)) for name, text in kept.items())

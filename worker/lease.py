@@ -247,7 +247,7 @@ class ProgressReporter:
         if time.monotonic() - self._last_published >= self.interval:
             self._publish()
 
-    def settle(self) -> None:
+    def adopt_shared_progress(self) -> None:
         """Adopt the steps of all processes as the progress of the job after the shared work has ended."""
         if self.shared is not None:
             step, steps = self.shared(self.progress.step, self.progress.steps)

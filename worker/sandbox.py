@@ -1,6 +1,6 @@
 """Run a function in a limited child process, and determine why one ended early.
 
-Untrusted files are parsed only here. The child is forked by a fork server (`worker.zygote`), not by
+Untrusted files are parsed only here. The child is forked by a fork server (`worker.fork_server`), not by
 this process, which may hold threads, secrets and a GPU. It has its own session, limits on memory,
 processor and wall-clock time, no core dump, an environment without the parent's secrets and a private
 folder that is removed afterwards. It can open the program's files, its inputs and that folder, and has
@@ -35,7 +35,7 @@ import pyarrow as pa
 from model.domain.errors import AppaError, DecodeError, StorageError
 from worker.confinement import confine
 from worker.contract.disk import disk_errors
-from worker.zygote import CANNOT_START, Ended, ServerDied, shared_server
+from worker.fork_server import CANNOT_START, Ended, ServerDied, shared_server
 
 __all__ = [
     "Interrupted",

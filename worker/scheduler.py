@@ -153,7 +153,7 @@ class Reconciler:
             log.warning("upload not restored", id=batch_id, reason=str(error))
             self._unusable.add(batch_id)
             return 0
-        with traces.about(record):
+        with traces.log_ids(record):
             return self._restore_record(record)
 
     def _restore_record(self, record: BatchRecord) -> int:
@@ -287,7 +287,7 @@ class Reaper:
         state = store.reap(record_id, self.lost_workers, problem)
         if state == "held":
             return 0
-        with traces.work("take over", record) if record else nullcontext():
+        with traces.task_spans("take over", record) if record else nullcontext():
             self._taken_over(store, record_id, record, task, state)
         return 1
 
@@ -327,7 +327,7 @@ class Reaper:
         if record.retry_at and (left := (record.retry_at - utc_now()).total_seconds()) > 0:
             wait.due = now + left + self.resend_seconds
             return 0
-        with traces.about(record):
+        with traces.log_ids(record):
             log.info("sent again", id=record_id, next_in_seconds=wait.pause)
             self.measures.resent.labels(store.noun).inc()
             wait.due, wait.pause = now + wait.pause, 2 * wait.pause
@@ -415,7 +415,7 @@ def _ticks(runtime: Runtime, settings: WorkerSettings) -> dict[str, Callable[[],
         "archive": archivist.tick,
         "reap": reaper.sweep,
         "reconcile": reconciler.tick,
-        "tidy": _Seldom(tidy, _TIDY_SECONDS),
+        "tidy": _RateLimited(tidy, _TIDY_SECONDS),
         "cycles": cycling_tick(runtime),
         "announce": missed.tick,
         "webhooks": webhooks.tick,
@@ -427,7 +427,7 @@ _TIDY_SECONDS = 600.0
 
 
 @dataclass
-class _Seldom:
+class _RateLimited:
     """Work that is too expensive for every turn, because it lists buckets.
 
     Attributes:

@@ -135,12 +135,12 @@ class Drawing:
     Attributes:
         reader: Reader of fields.
         analyses: Catalogue of published results.
-        kept: Cache of pictures.
+        cache: Cache of pictures.
     """
 
     reader: FieldReader
     analyses: Catalogue
-    kept: BoundedCache[tuple[FieldRequest, Canvas], bytes] = field(
+    cache: BoundedCache[tuple[FieldRequest, Canvas], bytes] = field(
         default_factory=lambda: BoundedCache(PICTURE_BYTES, len)
     )
 
@@ -181,7 +181,7 @@ class Drawing:
             found = self.reader.extract(request)
             return _png(found, values_at(found, Pixels.of(canvas)), canvas.background)
 
-        return self.kept.get((request, canvas), draw)
+        return self.cache.get((request, canvas), draw)
 
     def legend(self, request: FieldRequest) -> bytes:
         """Return the colour bar of a field as PNG, 120 x 300 pixels, in the units people read."""

@@ -93,7 +93,7 @@ def satisfiable_range(header: str, size: int) -> str | None:
     return "bytes=" + ",".join(kept)
 
 
-def _settle_range(request: Request, etag: str, size: int) -> None:
+def _normalise_range(request: Request, etag: str, size: int) -> None:
     """Drop a Range header that must be ignored, and keep only the satisfiable part of others."""
     headers = MutableHeaders(scope=request.scope)
     asked, condition = headers.get("range"), headers.get("if-range")
@@ -133,7 +133,7 @@ def file_response(
     if held and (held.strip() == "*" or etag in _listed(held)):
         return Response(status_code=304, headers=headers)
     stat = None if remote else os.stat(path)
-    _settle_range(request, etag, stat.st_size if stat else entry.size)
+    _normalise_range(request, etag, stat.st_size if stat else entry.size)
     digest = base64.b64encode(bytes.fromhex(entry.sha256)).decode()
     headers["Repr-Digest"] = f"sha-256=:{digest}:"  # RFC 9530
     disposition = "inline" if entry.media_type.startswith("image/") else "attachment"
@@ -160,7 +160,7 @@ def _remote_file(
         StorageError: If it cannot be read now.
     """
     first, last, status = 0, entry.size - 1, 200
-    if asked := Headers(scope=request.scope).get("range"):  # as `_settle_range` left it
+    if asked := Headers(scope=request.scope).get("range"):  # as `_normalise_range` left it
         first, last = (int(text) for text in asked.removeprefix("bytes=").split("-"))
         headers["Content-Range"], status = f"bytes {first}-{last}/{entry.size}", 206
     headers |= {"Accept-Ranges": "bytes", "Content-Length": str(last - first + 1)}

@@ -82,7 +82,7 @@ def read_challengers(gateway: GatewayDep, key: Reader) -> ChallengersView:
     suites = SuiteStore(gateway.layout.suites_file)
     views = [TrialView.of(t, suites.counts(t), suites.newest(t), key) for t in suites.trials()]
     running = next((view for view in views if view.ended is None), None)
-    reigns = [ReignView(**r.model_dump(exclude={"by"})) for r in suites.reigns()]
+    reigns = [ReignView(**r.model_dump(exclude={"by"})) for r in suites.champion_periods()]
     first = ReignView(suite_id="", since=None, note="")
     return ChallengersView(
         champion=reigns[0] if reigns else first,
@@ -129,9 +129,9 @@ def drop_challenger(
 def revert_champion(gateway: GatewayDep, key: Administrator, request: Note = None) -> ReignView:
     """Make the suite champion again that was champion before the last promotion."""
     suites = SuiteStore(gateway.layout.suites_file)
-    reign = suites.revert(key.id, request.note if request else "")
-    log.info("champion reverted", suite=reign.suite_id, key=key.id)
-    return ReignView(**reign.model_dump(exclude={"by"}))
+    period = suites.revert(key.id, request.note if request else "")
+    log.info("champion reverted", suite=period.suite_id, key=key.id)
+    return ReignView(**period.model_dump(exclude={"by"}))
 
 
 def _running(suites: SuiteStore, suite_id: str) -> Trial:

@@ -329,7 +329,7 @@ def rerun_cycle(
     requested = request.cut_off if request else None
     asked = requested.isoformat() if requested else "all there is"
     unique = f"{caller.id}:{idempotency_key}" if idempotency_key else ""
-    before = gateway.stores.cycles.asked_before(key, unique) if unique else None
+    before = gateway.stores.cycles.earlier_request(key, unique) if unique else None
     if before is not None:
         if before != asked:
             raise IdempotencyConflict(
@@ -342,7 +342,7 @@ def rerun_cycle(
     now = clock.now()
     cut_off = _cut_off(gateway, record, requested, now)
     due = gateway.stores.cycles.rerun(
-        record, cut_off, now, caller.id, unique_key=unique, asked=asked
+        record, cut_off, now, caller.id, unique_key=unique, request=asked
     )
     return CycleView.of(due, caller)
 

@@ -287,7 +287,7 @@ async def operator(key: AnyCaller) -> ApiKey:
     Raises:
         Forbidden: If the key lacks the scope `admin`.
     """
-    return key.need(Scope.ADMIN)
+    return key.require(Scope.ADMIN)
 
 
 Operator = Annotated[ApiKey, Depends(operator)]

@@ -104,7 +104,7 @@ def decoders(worker: subprocess.Popen) -> list[psutil.Process]:
     for process in psutil.Process(worker.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             parent = process.parent()
-            if parent and "worker.zygote" in parent.cmdline():
+            if parent and "worker.fork_server" in parent.cmdline():
                 found.append(process)
     return found
 

@@ -147,7 +147,7 @@ def test_a_zombie_past_its_gate_finds_the_name_taken(stores, processes, tmp_path
         folder.mkdir()
         (folder / "manifest.json").write_text(name)
         attempts.append((held, folder, reporter))
-        stores.jobs.open_gate(job.id, held.token)
+        stores.jobs.begin_publication(job.id, held.token)
         if name == "zombie":
             stores.redis.delete(stores.keys.lease("job", job.id))
             from worker.contract.records import Problem

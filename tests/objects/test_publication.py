@@ -184,13 +184,13 @@ def test_a_lost_data_folder_is_filled_again_from_the_bucket(machine: MakeLayout)
 def test_a_pin_that_comes_between_brings_the_result_back(machine: MakeLayout, monkeypatch) -> None:
     layout = machine()
     publish(layout, "an-1", data=b"x")
-    hide = BucketStore.hide
+    unpublish = BucketStore.unpublish
 
     def pinned_meanwhile(self: BucketStore, name: str) -> bool:
         pin(layout, Pin(analysis_id=name))
-        return hide(self, name)
+        return unpublish(self, name)
 
-    monkeypatch.setattr(BucketStore, "hide", pinned_meanwhile)
+    monkeypatch.setattr(BucketStore, "unpublish", pinned_meanwhile)
     assert remove_all(layout, RetentionPlan((item("analysis", "an-1"),), {})) == []
     assert result_store(machine()).file("an-1", "a.nc").read_bytes() == b"x"
     assert Catalogue(layout).get("an-1").id == "an-1"

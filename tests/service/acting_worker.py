@@ -55,7 +55,7 @@ def step(stores: Stores, job: JobRecord, i: int, n: int) -> str:
 
 def finish(stores: Stores, job: JobRecord) -> None:
     """The result is visible."""
-    stores.jobs.open_gate(job.id, job.token)
+    stores.jobs.begin_publication(job.id, job.token)
     stores.jobs.succeed(job.id, job.token, Progress(phase=Phase.DONE))
 
 

@@ -161,7 +161,7 @@ def test_it_is_done_once_whoever_asks(gateway, suites):
 
     answers = asyncio.run(ask())
     assert sum(not isinstance(answer, Exception) for answer in answers) == 1
-    assert [r.suite_id for r in suites.reigns()] == [SUITE.id]
+    assert [r.suite_id for r in suites.champion_periods()] == [SUITE.id]
 
 
 def test_only_an_administrator_decides(start_gateway):

@@ -175,12 +175,12 @@ def test_two_requests_at_once_make_one_rerun(stores, day):
     """Both have read the ended cycle; one of them makes the move, both are told of it."""
     read = put(stores, day, "final", *DONE)
     for _ in range(2):
-        record = stores.cycles.rerun(read, day + HOUR, day + HOUR, unique_key="k", asked="all")
+        record = stores.cycles.rerun(read, day + HOUR, day + HOUR, unique_key="k", request="all")
         assert (record.state, record.revision) == (CycleState.DUE, 3)
-    assert stores.cycles.asked_before(read.id, "k") == "all"
+    assert stores.cycles.earlier_request(read.id, "k") == "all"
     with pytest.raises(MoveRefused):
-        stores.cycles.rerun(read, day + HOUR, day + HOUR, unique_key="another", asked="all")
-    assert stores.cycles.asked_before(read.id, "another") is None
+        stores.cycles.rerun(read, day + HOUR, day + HOUR, unique_key="another", request="all")
+    assert stores.cycles.earlier_request(read.id, "another") is None
 
 
 def test_without_a_policy_there_is_no_rerun(gateway: GatewayProcess, stores, day):

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from service.turns import PictureTurns, Turns
+from service.turns import ConcurrencyLimit, PictureLimit
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 BODY = {"type": "http.response.body", "body": b"x"}
@@ -21,7 +21,7 @@ async def ignore(message: dict) -> None:
 
 def test_so_many_at_once() -> None:
     async def scenario() -> int:
-        turns, working, most = Turns(2), 0, 0
+        limit, working, most = ConcurrencyLimit(2), 0, 0
 
         async def app(scope, receive, send) -> None:
             nonlocal working, most
@@ -32,8 +32,8 @@ def test_so_many_at_once() -> None:
             await send(START)
 
         async with asyncio.timeout(30):
-            await asyncio.gather(*(turns.take(app, {}, receive, ignore) for _ in range(9)))
-        assert turns.waiting == 0
+            await asyncio.gather(*(limit.run(app, {}, receive, ignore) for _ in range(9)))
+        assert limit.waiting == 0
         return most
 
     assert asyncio.run(scenario()) == 2
@@ -41,7 +41,7 @@ def test_so_many_at_once() -> None:
 
 def test_a_client_that_takes_nothing_of_its_answer_keeps_no_turn() -> None:
     async def scenario() -> None:
-        turns, stalled = Turns(1), asyncio.Event()
+        limit, stalled = ConcurrencyLimit(1), asyncio.Event()
 
         async def app(scope, receive, send) -> None:
             await send(START)
@@ -51,9 +51,9 @@ def test_a_client_that_takes_nothing_of_its_answer_keeps_no_turn() -> None:
             if message is BODY:
                 await stalled.wait()
 
-        slow = asyncio.create_task(turns.take(app, {}, receive, stall))
+        slow = asyncio.create_task(limit.run(app, {}, receive, stall))
         async with asyncio.timeout(30):
-            await turns.take(app, {}, receive, ignore)
+            await limit.run(app, {}, receive, ignore)
         assert not slow.done()
         stalled.set()
         await slow
@@ -63,7 +63,7 @@ def test_a_client_that_takes_nothing_of_its_answer_keeps_no_turn() -> None:
 
 def test_an_error_and_a_request_that_is_given_up_return_their_turns() -> None:
     async def scenario() -> None:
-        turns, begun = Turns(1), asyncio.Event()
+        limit, begun = ConcurrencyLimit(1), asyncio.Event()
 
         async def fail(scope, receive, send) -> None:
             raise OSError("gone")
@@ -76,43 +76,43 @@ def test_an_error_and_a_request_that_is_given_up_return_their_turns() -> None:
             await send(START)
 
         with pytest.raises(OSError, match="gone"):
-            await turns.take(fail, {}, receive, ignore)
-        working = asyncio.create_task(turns.take(hang, {}, receive, ignore))
+            await limit.run(fail, {}, receive, ignore)
+        working = asyncio.create_task(limit.run(hang, {}, receive, ignore))
         await begun.wait()
-        waiting = asyncio.create_task(turns.take(app, {}, receive, ignore))
+        waiting = asyncio.create_task(limit.run(app, {}, receive, ignore))
         await asyncio.sleep(0)
-        assert turns.waiting == 1
+        assert limit.waiting == 1
         for task in (waiting, working):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert turns.waiting == 0
+        assert limit.waiting == 0
         async with asyncio.timeout(30):
-            await turns.take(app, {}, receive, ignore)
+            await limit.run(app, {}, receive, ignore)
 
     asyncio.run(scenario())
 
 
 def test_a_request_that_is_given_up_as_it_is_called_up_returns_its_turn() -> None:
     async def scenario() -> None:
-        turns, may_end = Turns(1), asyncio.Event()
+        limit, may_end = ConcurrencyLimit(1), asyncio.Event()
 
         async def app(scope, receive, send) -> None:
             await may_end.wait()
             await send(START)
 
-        first = asyncio.create_task(turns.take(app, {}, receive, ignore))
-        second = asyncio.create_task(turns.take(app, {}, receive, ignore))
+        first = asyncio.create_task(limit.run(app, {}, receive, ignore))
+        second = asyncio.create_task(limit.run(app, {}, receive, ignore))
         await asyncio.sleep(0)
         may_end.set()
-        turns.allow(2)  # the second is called up, and has not gone on yet
+        limit.set_limit(2)  # the second is admitted, and has not gone on yet
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
         await first
-        turns.allow(1)
+        limit.set_limit(1)
         async with asyncio.timeout(30):
-            await turns.take(app, {}, receive, ignore)
+            await limit.run(app, {}, receive, ignore)
 
     asyncio.run(scenario())
 
@@ -133,7 +133,7 @@ def test_pictures_go_one_by_one_while_a_field_is_asked_for() -> None:
             await send(START)
 
         async def ask(path: str) -> None:
-            await turns({"type": "http", "path": path, "query_string": b""}, receive, ignore)
+            await limit({"type": "http", "path": path, "query_string": b""}, receive, ignore)
 
         async def look() -> int:
             tiles = (ask(f"/ogc/collections/x/map/tiles/M/3/0/{n}") for n in range(8))
@@ -143,7 +143,7 @@ def test_pictures_go_one_by_one_while_a_field_is_asked_for() -> None:
             counts.clear()
             return most
 
-        turns = PictureTurns(app, 3, Gauge("waiting", "x", registry=CollectorRegistry()))
+        limit = PictureLimit(app, 3, Gauge("waiting", "x", registry=CollectorRegistry()))
         found = [await look()]
         call = asyncio.create_task(ask("/v1/fields/timeline"))
         await asyncio.sleep(0)

@@ -37,7 +37,7 @@ first, second, third = backlog.due("gb", 9, (), time.time())
 backlog.finish("gb", first, "b" * 64, 5, created=True)
 backlog.refuse("gb", second, "integrity", "a checksum")
 backlog.postpone(source, third, "404", 60.0)
-backlog.note_line(backlog.status(source))
+backlog.store_connection(backlog.status(source))
 status = backlog.line(backlog.status(source))
 found["counts"] = [status.received, status.duplicates, status.accepted, status.size, status.backlog,
                    status.failures, status.refused]
@@ -50,7 +50,7 @@ backlog.begin("e1")
 found["echo"] = [backlog.echoed("one"), backlog.echoed("one")]
 found["unsent"] = [(a.event, a.begun) for a in backlog.unsent()]
 found["sent"] = [backlog.sent("e2"), backlog.sent("e2"), backlog.unconfirmed()[0], backlog.mark("seen")]
-backlog.keep(())
+backlog.drop_others(())
 found["gone"] = [backlog.waiting("gb"), backlog.forget(-1.0)]
 backlog.close()
 """
@@ -71,21 +71,22 @@ suites.update(trial, note="soon")
 ended = suites.end(trial, Outcome.PROMOTED)
 found["suites"] = [ended.note, suites.champion().name, suites.trial() is None, len(suites.trials())]
 suites.revert()
-found["reverted"] = [suites.champion() is None, len(suites.reigns()), suites.last_trial_of(suite).id]
+found["reverted"] = [suites.champion() is None, len(suites.champion_periods()),
+                     suites.last_trial_of(suite).id]
 """
 
 RECORDS = """
-from worker.contract.archive import Kept, RecordArchive
+from worker.contract.archive import ArchivedRecord, RecordArchive
 archive = RecordArchive(layout)
 def kept(name, state, **more):
-    return Kept("job", name, state, "filtering", {"id": name}, 5.0, False, **more)
+    return ArchivedRecord("job", name, state, "filtering", {"id": name}, 5.0, False, **more)
 archive.put([kept("a", "done", names={"n": "v"}), kept("b", "failed", events=[["1", "x", "{}"]])])
 archive.put([kept("a", "failed")])
 found["records"] = [archive.count("job"), archive.count("job", state="failed"),
                     [k.id for k in archive.select("job", state="failed")], archive.states("job", "a"),
                     archive.names("job", ["n", "m"]), sorted(archive.known("job", ["a", "b", "c"]))]
 archive.set_present("job", ["a"], True)
-found["present"] = [archive.count("job"), [k.id for k in archive.present("job")]]
+found["present"] = [archive.count("job"), [k.id for k in archive.in_redis("job")]]
 found["expired"] = [archive.expire("job", 9.0), archive.count("job")]
 archive.close()
 """

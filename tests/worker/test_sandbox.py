@@ -20,8 +20,10 @@ import pytest
 from model.domain.errors import AppaError, DecodeError, InvalidInput, StorageError
 from tests.faults.full_disk import can_mount
 from tests.worker.processes import REPOSITORY, wait_for
-from worker import zygote
+from worker import fork_server
 from worker.confinement import program_files
+from worker.fork_server import CANNOT_START
+from worker.fork_server import Ended as End
 from worker.protections import attempts, protections
 from worker.sandbox import (
     Interrupted,
@@ -33,8 +35,6 @@ from worker.sandbox import (
 )
 from worker.sandbox import _interruption as interruption
 from worker.sandbox import _result as result_of
-from worker.zygote import CANNOT_START
-from worker.zygote import Ended as End
 
 SHORT = Limits(cpu_seconds=2, wall_seconds=20.0)
 
@@ -368,7 +368,7 @@ def test_a_killed_parent_leaves_no_child_and_its_folder_is_swept(tmp_path):
 
 def test_children_are_forked_by_one_small_process(tmp_path):
     warm_up()
-    server = psutil.Process(zygote.shared_server(_environment()).pid)
+    server = psutil.Process(fork_server.shared_server(_environment()).pid)
     assert run_limited(parent_of_child) == server.pid
     assert run_limited(parent_of_child) == server.pid
     assert server.num_threads() == 1

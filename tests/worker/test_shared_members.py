@@ -76,7 +76,7 @@ class NoProgress:
     def wait(self):
         """As if the job went on."""
 
-    settle = wait
+    adopt_shared_progress = wait
 
 
 def test_a_broker_that_forgets_the_parts_costs_help_and_no_part_twice(stores, tmp_path):

@@ -64,7 +64,7 @@ def ids(line: dict) -> tuple:
 
 
 def test_work_for_several_is_in_the_trace_of_each(spans):
-    with traces.work("ingest", ONE, TWO):
+    with traces.task_spans("ingest", ONE, TWO):
         traces.phase("decoding")
         traces.phase("storing")
         with traces.step("commit"):
@@ -90,13 +90,13 @@ def test_work_for_several_is_in_the_trace_of_each(spans):
 def test_log_lines_name_whom_work_is_for(said):
     log = structlog.get_logger()
     log.warning("before")
-    with traces.work("ingest", ONE, TWO):
+    with traces.task_spans("ingest", ONE, TWO):
         log.warning("both")
-        with traces.about(TWO):
+        with traces.log_ids(TWO):
             log.warning("one of them")
-        with traces.about(Asked("batch-3", "", "")):
+        with traces.log_ids(Asked("batch-3", "", "")):
             log.warning("of a release before")
-    with traces.about(ONE, ONE):
+    with traces.log_ids(ONE, ONE):
         log.warning("the same")
     log.warning("after")
     first, second = (record.trace.split("-")[1] for record in (ONE, TWO))
@@ -111,7 +111,7 @@ def test_log_lines_name_whom_work_is_for(said):
 
 
 def test_a_part_that_fails_says_so_and_nothing_is_left_open(spans):
-    with pytest.raises(OSError, match="gone"), traces.work("ingest", ONE):
+    with pytest.raises(OSError, match="gone"), traces.task_spans("ingest", ONE):
         traces.phase("storing")
         with traces.step("commit"):
             raise OSError("gone")
@@ -122,7 +122,7 @@ def test_a_part_that_fails_says_so_and_nothing_is_left_open(spans):
     with traces.step("alone"):  # no trace is begun by a part
         traces.phase("alone")
     assert "alone" not in spans(HEADER)
-    with traces.began("submit"):
+    with traces.start_trace("submit"):
         own = traces.traceparent()
     assert set(spans(own)) == {"submit"}
     assert spans(own)["submit"].parent is None
@@ -141,11 +141,11 @@ def test_a_part_that_fails_says_so_and_nothing_is_left_open(spans):
     ],
 )
 def test_a_callers_trace_is_handed_on_without_a_collector(header, kept, said):
-    with traces.carried_on(header):
+    with traces.continue_trace(header):
         assert traces.traceparent() == kept
         structlog.get_logger().warning("request")
         record = Asked("job-1", "mine", traces.traceparent())
-    with traces.work("task", record):  # somewhere else, later
+    with traces.task_spans("task", record):  # somewhere else, later
         assert traces.traceparent() == kept
         structlog.get_logger().warning("started")
     trace_id = kept.split("-")[1] if kept else None

@@ -109,7 +109,7 @@ class Intake:
         """
         batches, small = self.stores.batches, batch.lane is Lane.SMALL
         try:
-            if together and small and not batches.call(Lane.SMALL, CALL_LIFETIME):
+            if together and small and not batches.needs_message(Lane.SMALL, CALL_LIFETIME):
                 return
             with traces.step("send message"):
                 submit_batch(self.sender, self.stores.workers, batch.id, large=not small)

@@ -32,7 +32,7 @@ from worker.contract.disk import is_on_network
 from worker.contract.layout import Layout
 from worker.contract.records import owner_of
 
-__all__ = ["Kept", "RecordArchive"]
+__all__ = ["ArchivedRecord", "RecordArchive"]
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -109,7 +109,7 @@ _COLUMNS = "noun, id, state, kind, ended, written, present, record, events"
 
 
 @dataclass(frozen=True)
-class Kept:
+class ArchivedRecord:
     """A record on disk.
 
     Attributes:
@@ -163,7 +163,7 @@ class RecordArchive:
 
     # -- reading
 
-    def find(self, noun: str, record_id: str) -> Kept | None:
+    def find(self, noun: str, record_id: str) -> ArchivedRecord | None:
         """Return a record without its names, or None."""
         query = f"SELECT {_COLUMNS} FROM records WHERE noun = ? AND id = ?"
         row = self._ask(lambda d: d.execute(query, (noun, record_id)).fetchone())
@@ -183,7 +183,7 @@ class RecordArchive:
         low: str = "",
         below: str = "",
         limit: int = -1,
-    ) -> list[Kept]:
+    ) -> list[ArchivedRecord]:
         """Return records that have left Redis, highest id first.
 
         Arguments:
@@ -228,7 +228,7 @@ class RecordArchive:
         query = f"SELECT coalesce(sum(count), 0) FROM totals WHERE {where}"
         return int(self._ask(lambda d: d.execute(query, (noun, *given.values())).fetchone())[0])
 
-    def present(self, noun: str) -> list[Kept]:
+    def in_redis(self, noun: str) -> list[ArchivedRecord]:
         """Return the records that Redis should hold, by id; their number stays small."""
         query = f"SELECT {_COLUMNS} FROM records WHERE noun = ? AND present ORDER BY id"
         return [_kept(row) for row in self._ask(lambda d: d.execute(query, (noun,)).fetchall())]
@@ -241,7 +241,7 @@ class RecordArchive:
         rows = self._of("SELECT name, value FROM names", noun, "name", list(digests))
         return {digests[digest]: value for digest, value in rows}
 
-    def note(self, name: str) -> str | None:
+    def get_note(self, name: str) -> str | None:
         """Return a note, a text under a name, or None."""
         query = "SELECT value FROM notes WHERE name = ?"
         row = self._ask(lambda d: d.execute(query, (name,)).fetchone())
@@ -249,7 +249,7 @@ class RecordArchive:
 
     # -- writing
 
-    def put(self, records: Iterable[Kept]) -> None:
+    def put(self, records: Iterable[ArchivedRecord]) -> None:
         """Insert or replace records, durably; unique keys that exist already are not changed."""
         rows, names, now = [], [], time.time()
         for kept in records:
@@ -293,14 +293,14 @@ class RecordArchive:
         if rows:
             self._write(write)
 
-    def bind(self, noun: str, names: Mapping[str, str], record_id: str) -> None:
+    def bind_keys(self, noun: str, names: Mapping[str, str], record_id: str) -> None:
         """Add unique keys with their values to a record."""
         rows = [(noun, _digest(name), value, record_id) for name, value in names.items()]
         if rows:
             insert = "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)"
             self._write(lambda d: d.executemany(insert, rows))
 
-    def release(self, noun: str, names: Sequence[str]) -> None:
+    def delete_keys(self, noun: str, names: Sequence[str]) -> None:
         """Delete unique keys, so that new records may use them."""
         rows = [(noun, _digest(name)) for name in names]
         delete = "DELETE FROM names WHERE noun = ? AND name = ?"
@@ -399,9 +399,9 @@ class RecordArchive:
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def _kept(row: Sequence[Any]) -> Kept:
+def _kept(row: Sequence[Any]) -> ArchivedRecord:
     noun, record_id, state, kind, ended, written, present, record, events = row
-    return Kept(
+    return ArchivedRecord(
         noun,
         record_id,
         state,

@@ -237,20 +237,20 @@ class BatchStore(RecordStore[BatchRecord]):
         )
         self._require_same(batch, record, idempotency_key)
         if not created and batch.may_be_sent_again:
-            self.release(unique)
+            self.delete_keys(unique)
             batch, created = self._create(
                 record, kind=record.container, unique=unique, lane=record.lane, charge=charge
             )
             self._require_same(batch, record, idempotency_key)
         if not created and record.api_key not in ("", batch.api_key):
-            self.bind(batch.id, _also_sent(record.api_key, content))
+            self.bind_key(batch.id, _also_sent(record.api_key, content))
         return batch, created
 
     def sent_by(self, batch: BatchRecord, api_key: str) -> bool:
         """Return whether this API key has sent the content of a batch, first or after another key."""
         if batch.api_key == api_key:
             return True
-        return self.holder(_also_sent(api_key, batch.identity)) is not None
+        return self.key_value(_also_sent(api_key, batch.identity)) is not None
 
     @staticmethod
     def _require_same(batch: BatchRecord, record: BatchRecord, idempotency_key: str) -> None:
@@ -275,7 +275,7 @@ class BatchStore(RecordStore[BatchRecord]):
             self.mark_ended([record.id])
         return batch, created
 
-    def call(self, lane: Lane, lifetime: timedelta) -> bool:
+    def needs_message(self, lane: Lane, lifetime: timedelta) -> bool:
         """Return whether a message must be sent so that a worker takes the uploads of a lane.
 
         None is needed while another message is in flight; `take` acknowledges it. A message counts as
@@ -327,7 +327,7 @@ class BatchStore(RecordStore[BatchRecord]):
         records = [self._decode(dict(zip(row[::2], row[1::2], strict=True))) for row in taken]
         return [record for record in records if record is not None], bool(left)
 
-    def place(self, record_id: str) -> tuple[Lane | None, bool]:
+    def lane_of_record(self, record_id: str) -> tuple[Lane | None, bool]:
         """Return the lane of an upload, and whether it waits alone; (None, False) if there is none.
 
         An upload waits alone if it was attempted before, or created by a release without lanes.
@@ -352,7 +352,7 @@ class BatchStore(RecordStore[BatchRecord]):
         """
         batch = self.get(record_id)
         key = self.keys.unique(self.noun, batch.identity)
-        holder = self.holder(batch.identity)
+        holder = self.key_value(batch.identity)
         if holder not in (None, record_id):
             raise MoveRefused(
                 f"Expected batch '{record_id}' to be the newest of its content; it was sent again "
@@ -380,7 +380,7 @@ class BatchStore(RecordStore[BatchRecord]):
 
     def find_content(self, sha256: str) -> str | None:
         """Return the id of the batch with this content, or None."""
-        return self.holder(f"sha256:{sha256}")
+        return self.key_value(f"sha256:{sha256}")
 
     def finish(self, record_id: str, token: int, summary: IngestSummary) -> None:
         """End the ingest successfully: the rows are in the observation store."""

@@ -331,9 +331,9 @@ class CycleStore(RecordStore[CycleRecord]):
             return False
         return True
 
-    def asked_before(self, cycle: str, unique_key: str) -> str | None:
+    def earlier_request(self, cycle: str, unique_key: str) -> str | None:
         """Return the request that reran `cycle` under an idempotency key; None if there was none."""
-        return self.holder(f"rerun:{cycle}:{unique_key}")
+        return self.key_value(f"rerun:{cycle}:{unique_key}")
 
     def rerun(
         self,
@@ -343,7 +343,7 @@ class CycleStore(RecordStore[CycleRecord]):
         asked_by: str = "",
         *,
         unique_key: str = "",
-        asked: str = "",
+        request: str = "",
     ) -> CycleRecord:
         """Make an ended cycle due again as the next revision of its valid time.
 
@@ -353,7 +353,7 @@ class CycleStore(RecordStore[CycleRecord]):
             decided: The operational present.
             asked_by: API key that asked.
             unique_key: The caller's idempotency key: at most one rerun is made under it.
-            asked: The request, which `asked_before` returns later.
+            request: What was requested, which `earlier_request` returns later.
 
         Raises:
             MoveRefused: If it is not ended, or changed meanwhile.
@@ -368,9 +368,9 @@ class CycleStore(RecordStore[CycleRecord]):
             "asked_by": asked_by,
             **_FRESH_ATTEMPT,
         }
-        made = record.done and self._change(record, CycleState.DUE, values, (unique, asked))
+        made = record.done and self._change(record, CycleState.DUE, values, (unique, request))
         now = self.get(record.id)
-        repeated = bool(unique_key) and self.asked_before(record.id, unique_key) is not None
+        repeated = bool(unique_key) and self.earlier_request(record.id, unique_key) is not None
         if not made and not repeated:  # repeated: the same request was received meanwhile
             raise MoveRefused(
                 f"Expected an ended cycle to run again; '{record.id}' is {now.state}. Wait for "

@@ -185,7 +185,7 @@ class JobStore(RecordStore[JobRecord]):
             QuotaExceeded: If it is new and `charge` does not fit into its owner's quota of the day.
         """
         unique = [unique_key] if unique_key else []
-        if self.archive is None or (unique_key and self.holder(unique_key) is not None):
+        if self.archive is None or (unique_key and self.key_value(unique_key) is not None):
             return self._create(record, kind=record.kind, unique=unique, charge=charge)
         # Written to disk before it is accepted, so that it survives a loss of Redis.
         names = {self.keys.unique(self.noun, name): record.id for name in unique}
@@ -240,7 +240,7 @@ class JobStore(RecordStore[JobRecord]):
         text = progress.model_dump_json()
         return JobState(self._run(scripts.PROGRESS, record_id, token, text))
 
-    def open_gate(self, record_id: str, token: int) -> None:
+    def begin_publication(self, record_id: str, token: int) -> None:
         """Enter publication; from here on a cancel is refused.
 
         Raises:

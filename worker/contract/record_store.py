@@ -17,7 +17,7 @@ from redis import Redis
 
 from model.domain.errors import AppaError, InvalidInput
 from worker.contract import scripts
-from worker.contract.archive import Kept, RecordArchive
+from worker.contract.archive import ArchivedRecord, RecordArchive
 from worker.contract.events import STREAM_START, StreamId
 from worker.contract.records import Record, utc_now
 from worker.contract.redis_server import Keyspace
@@ -107,7 +107,7 @@ class RecordStore(Generic[R]):
         kept = self.archive.find(self.noun, record_id) if self.archive else None
         return None if kept is None else self._revive(kept)
 
-    def _revive(self, kept: Kept) -> R:
+    def _revive(self, kept: ArchivedRecord) -> R:
         known = self.model.model_fields
         return self.model.model_validate({k: v for k, v in kept.fields.items() if k in known})
 
@@ -393,7 +393,7 @@ class RecordStore(Generic[R]):
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
         if not looked_up:
-            self._recall_keys(keys)
+            self._restore_keys(keys)
         state, owner = str(values["state"]), str(values["api_key"])
         fields = json.dumps(_to_fields(values))
         charged = UsageCounters.text(charge if owner else None)
@@ -405,10 +405,10 @@ class RecordStore(Generic[R]):
             today = UsageCounters(self.redis, self.keys).read(owner)
             raise QuotaExceeded(charge, int(known), today.reset, today.retry_after)
         if self.archive is not None and not self.in_redis([known]):
-            self.archive.bind(self.noun, dict.fromkeys(keys, known), known)
+            self.archive.bind_keys(self.noun, dict.fromkeys(keys, known), known)
         return self.get(known), False
 
-    def _recall_keys(self, keys: Sequence[str]) -> None:
+    def _restore_keys(self, keys: Sequence[str]) -> None:
         """Copy unique keys of archived records to Redis, where creation looks for them."""
         if self.archive is None or not keys:
             return
@@ -417,7 +417,7 @@ class RecordStore(Generic[R]):
         for key, value in self.archive.names(self.noun, missing).items():
             self.redis.set(key, value, nx=True, ex=_OVERLAP_SECONDS)
 
-    def holder(self, unique: str) -> str | None:
+    def key_value(self, unique: str) -> str | None:
         """Return the value of a unique key, here or in the archive: usually the id of a record."""
         key = self.keys.unique(self.noun, unique)
         found = self._call(self.redis.get(key))
@@ -425,21 +425,21 @@ class RecordStore(Generic[R]):
             found = self.archive.names(self.noun, [key]).get(key)
         return None if found is None else str(found)
 
-    def bind(self, record_id: str, unique: str) -> None:
+    def bind_key(self, record_id: str, unique: str) -> None:
         """Bind a unique key to a stored record, unless the key is in use."""
         key = self.keys.unique(self.noun, unique)
-        status, _ = self._execute(scripts.BIND, record_id, (), [key])
+        status, _ = self._execute(scripts.BIND_KEY, record_id, (), [key])
         if self.archive is not None:  # it may have copied the record already
-            self.archive.bind(self.noun, {key: record_id}, record_id)
+            self.archive.bind_keys(self.noun, {key: record_id}, record_id)
         elif status == "missing":
             raise self.missing(record_id)
 
-    def release(self, unique: Sequence[str]) -> None:
+    def delete_keys(self, unique: Sequence[str]) -> None:
         """Delete unique keys in Redis and in the archive, so that new records may use them."""
         keys = [self.keys.unique(self.noun, name) for name in unique]
         self.redis.delete(*keys)
         if self.archive is not None:
-            self.archive.release(self.noun, keys)
+            self.archive.delete_keys(self.noun, keys)
 
     # -- between Redis and the archive
 
@@ -451,12 +451,12 @@ class RecordStore(Generic[R]):
         """Return the unique keys that follow from the record itself."""
         return []
 
-    def fresh(self, limit: int) -> list[str]:
+    def pending_archive(self, limit: int) -> list[str]:
         """Return ids of records that ended or changed and are still to be copied to the archive."""
         return list(self._call(self.redis.srandmember(self._index("fresh"), limit)))
 
-    def copied(self, ids: Sequence[str]) -> None:
-        """Mark these records, returned by `fresh`, as copied to the archive."""
+    def mark_archived(self, ids: Sequence[str]) -> None:
+        """Mark these records, returned by `pending_archive`, as copied to the archive."""
         if ids:
             self._call(self.redis.srem(self._index("fresh"), *ids))
 
@@ -483,7 +483,7 @@ class RecordStore(Generic[R]):
         if ids:
             self._call(self.redis.zrem(self._index("ended"), *ids))
 
-    def snapshot(self, ids: Sequence[str]) -> list[Kept]:
+    def snapshot(self, ids: Sequence[str]) -> list[ArchivedRecord]:
         """Return records as they are in Redis, with their unique keys and their events."""
         most = None if self.keeps_events else 1
         pipe = self.redis.pipeline(transaction=False)
@@ -510,7 +510,7 @@ class RecordStore(Generic[R]):
 
     def kept(
         self, record: R, names: Mapping[str, str | None], events: Sequence[Sequence[str]] = ()
-    ) -> Kept:
+    ) -> ArchivedRecord:
         """Return a record as a row of the archive; unique keys without a value are left out."""
         values = record.model_dump(mode="json")
         ended = None
@@ -519,7 +519,7 @@ class RecordStore(Generic[R]):
             ended = finished.timestamp() if finished else time.time()
         held = {name: value for name, value in names.items() if value is not None}
         kind = self.kind_of(record)
-        return Kept(
+        return ArchivedRecord(
             self.noun,
             str(values["id"]),
             str(values["state"]),
@@ -531,13 +531,13 @@ class RecordStore(Generic[R]):
             held,
         )
 
-    def forget(self, kept: Kept, score: float) -> bool:
+    def evict(self, kept: ArchivedRecord, score: float) -> bool:
         """Delete an ended record from Redis unless it was changed since; return whether it was deleted."""
         keys = list(kept.names)
         arguments = (kept.kind, int(score), _OVERLAP_SECONDS)
-        return self._execute(scripts.FORGET, kept.id, arguments, keys)[0] == "ok"
+        return self._execute(scripts.EVICT, kept.id, arguments, keys)[0] == "ok"
 
-    def recall(self, kept: Kept) -> str:
+    def restore_archived(self, kept: ArchivedRecord) -> str:
         """Restore an archived record to Redis unless it is there; return its state there."""
         fields = json.dumps(_to_fields(kept.fields))
         owner = str(kept.fields.get("api_key", ""))
@@ -545,7 +545,7 @@ class RecordStore(Generic[R]):
         ended = int(kept.state in self.ends)
         announced = self._event(kept.state)
         return self._run(
-            scripts.RECALL, kept.id, kept.state, kept.kind, owner, fields, ended, past, announced
+            scripts.RESTORE, kept.id, kept.state, kept.kind, owner, fields, ended, past, announced
         )
 
     # -- plumbing
@@ -561,7 +561,7 @@ class RecordStore(Generic[R]):
 
     def _run(self, script: str, record_id: str, *args: Any, keys: Sequence[str] = ()) -> str:
         answer = self._execute(script, record_id, args, keys)
-        if answer[0] == "missing" and self._recall_ended(record_id):
+        if answer[0] == "missing" and self._restore_ended(record_id):
             answer = self._execute(script, record_id, args, keys)
         return self._value(record_id, answer)
 
@@ -586,12 +586,12 @@ class RecordStore(Generic[R]):
             )
         return value if status != "held" else "held"
 
-    def _recall_ended(self, record_id: str) -> bool:
+    def _restore_ended(self, record_id: str) -> bool:
         """Restore an archived record to Redis, so that a script can read or change it."""
         kept = self.archive.find(self.noun, record_id) if self.archive else None
         if kept is None or kept.state not in self.ends:
             return False
-        self.recall(kept)
+        self.restore_archived(kept)
         assert self.archive is not None  # noqa: S101
         self.archive.set_present(self.noun, [record_id], True)
         return True

@@ -10,17 +10,17 @@ ARGV = index stem, id, channel, noun.
 
 __all__ = [
     "BEAT",
-    "BIND",
+    "BIND_KEY",
     "BUCKET",
     "CANCEL",
     "CLAIM",
     "CREATE",
-    "FORGET",
+    "EVICT",
     "MOVE",
     "PROGRESS",
     "PUBLISH",
     "REAP",
-    "RECALL",
+    "RESTORE",
     "TAKE",
 ]
 
@@ -187,7 +187,7 @@ redis.call('SET', KEYS[1], string.format('%.3f', after), 'PX', math.max(1, math.
 return 0
 """
 
-BIND = (
+BIND_KEY = (
     _PRELUDE
     + """
 -- KEYS 4: a unique key, which stands for the record from now on unless it is held
@@ -356,7 +356,7 @@ return {'ok', ARGV[7]}
 """
 )
 
-RECALL = (
+RESTORE = (
     _PRELUDE
     + """
 -- ARGV: 5 state, 6 kind, 7 owner, 8 fields, 9 whether it has ended, 10 past events, 11 event data
@@ -379,7 +379,7 @@ return {'ok', ARGV[5]}
 """
 )
 
-FORGET = (
+EVICT = (
     _PRELUDE
     + """
 -- ARGV: 5 kind, 6 when it ended as read, 7 seconds that its unique keys stay

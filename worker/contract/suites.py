@@ -30,10 +30,10 @@ from worker.contract.records import Record, utc_now
 __all__ = [
     "CHALLENGER",
     "CHALLENGES",
+    "ChampionPeriod",
     "Difference",
     "Outcome",
     "PairedSquares",
-    "Reign",
     "Suite",
     "SuiteSettings",
     "SuiteStore",
@@ -112,7 +112,7 @@ class Outcome(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
-class Reign(Record):
+class ChampionPeriod(Record):
     """Since when a suite has been champion."""
 
     suite_id: str = Field(description="Name and digest; empty for what the policy says of itself.")
@@ -226,10 +226,10 @@ class SuiteStore:
         rows = self._read("SELECT suite FROM champions ORDER BY id DESC LIMIT 1")
         return Suite.model_validate_json(rows[0][0]) if rows and rows[0][0] else None
 
-    def reigns(self, limit: int = 50) -> list[Reign]:
+    def champion_periods(self, limit: int = 50) -> list[ChampionPeriod]:
         """Return the newest champions, the present one first; none before the first promotion."""
         rows = self._read("SELECT record FROM champions ORDER BY id DESC LIMIT ?", limit)
-        return [Reign.model_validate_json(text) for (text,) in rows]
+        return [ChampionPeriod.model_validate_json(text) for (text,) in rows]
 
     def trial(self) -> Trial | None:
         """Return the trial that runs; None while there is none."""
@@ -317,10 +317,10 @@ class SuiteStore:
                     id=trial.suite_id,
                 )
             if outcome is Outcome.PROMOTED:
-                _enthrone(database, ended.suite, by, note)
+                _set_champion(database, ended.suite, by, note)
         return ended
 
-    def revert(self, by: str = "", note: str = "") -> Reign:
+    def revert(self, by: str = "", note: str = "") -> ChampionPeriod:
         """Make the suite that was champion before the present one the champion again.
 
         Raises:
@@ -333,7 +333,7 @@ class SuiteStore:
                 raise MoveRefused("Expected a suite that was promoted; there was none.")
             before = rows[1][0] if len(rows) == 2 else ""
             suite = Suite.model_validate_json(before) if before else None
-            return _enthrone(database, suite, by, note)
+            return _set_champion(database, suite, by, note)
 
     # -- the file
 
@@ -368,13 +368,15 @@ def _cycle(row: tuple[Any, ...]) -> TrialCycle:
     return TrialCycle(key, datetime.fromisoformat(time), *rest)
 
 
-def _enthrone(database: sqlite3.Connection, suite: Suite | None, by: str, note: str) -> Reign:
+def _set_champion(
+    database: sqlite3.Connection, suite: Suite | None, by: str, note: str
+) -> ChampionPeriod:
     """Store the new champion."""
     name, text = (suite.id, suite.model_dump_json()) if suite else ("", "")
-    reign = Reign(suite_id=name, since=utc_now(), by=by, note=note)
-    row = (text, reign.model_dump_json())
+    period = ChampionPeriod(suite_id=name, since=utc_now(), by=by, note=note)
+    row = (text, period.model_dump_json())
     database.execute("INSERT INTO champions (suite, record) VALUES (?, ?)", row)
-    return reign
+    return period
 
 
 def _change(database: sqlite3.Connection, trial: int, values: Mapping[str, Any]) -> Trial | None:

@@ -24,18 +24,18 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 __all__ = [
     "Traced",
-    "about",
     "add_ids",
-    "began",
-    "carried_on",
+    "continue_trace",
     "ended",
     "failed",
+    "log_ids",
     "phase",
+    "start_trace",
     "step",
+    "task_spans",
     "trace_id",
     "traceparent",
     "waited",
-    "work",
 ]
 
 _W3C = TraceContextTextMapPropagator()
@@ -104,7 +104,7 @@ def _parent(text: str) -> context.Context:
 
 
 @contextmanager
-def carried_on(header: str) -> Iterator[None]:
+def continue_trace(header: str) -> Iterator[None]:
     """Continue the trace of a caller's `traceparent`, unless a span of our own is open."""
     if not header or trace.get_current_span().get_span_context().is_valid:
         yield
@@ -117,7 +117,7 @@ def carried_on(header: str) -> Iterator[None]:
 
 
 @contextmanager
-def about(*records: Traced) -> Iterator[None]:
+def log_ids(*records: Traced) -> Iterator[None]:
     """Add the request and trace ids of records to every log line, without creating a span."""
     if not records:
         yield
@@ -132,7 +132,7 @@ def about(*records: Traced) -> Iterator[None]:
 
 
 @contextmanager
-def began(name: str, **attributes: str | int) -> Iterator[None]:
+def start_trace(name: str, **attributes: str | int) -> Iterator[None]:
     """Start a trace without a request, such as for a cycle that is due or a notification."""
     with _inside([_tracer.start_span(name, context.Context(), attributes=attributes)]):
         yield
@@ -184,7 +184,7 @@ def _children(parents: Sequence[Span], name: str, attributes: Mapping[str, Any])
 
 
 @contextmanager
-def work(name: str, *records: Traced, **attributes: str | int) -> Iterator[None]:
+def task_spans(name: str, *records: Traced, **attributes: str | int) -> Iterator[None]:
     """Run a task for queued records: with a span in the trace of each, and their ids in log lines.
 
     Arguments:
@@ -207,7 +207,7 @@ def work(name: str, *records: Traced, **attributes: str | int) -> Iterator[None]
         for record in records
     }
     opened = _Work(spans)
-    with about(*records):
+    with log_ids(*records):
         entered = context.set_value(_WORK, opened, _entered(list(spans.values())))
         token = context.attach(entered)
         try:

@@ -137,7 +137,7 @@ def queue_as(
         unique_key: Idempotency key, the same for all schedulers.
         values: Further fields of the record.
     """
-    with traces.began("submit job", **{"appa.request_id": unique_key}):
+    with traces.start_trace("submit job", **{"appa.request_id": unique_key}):
         job, created = stores.jobs.create(
             JobRecord(
                 id=new_id("job"),
@@ -164,7 +164,7 @@ def submit_cycle(
         record, CycleState.SUBMITTED, job_id=job.id, attempts=record.attempts + 1
     )
     if moved:
-        with traces.about(job):
+        with traces.log_ids(job):
             log.info("cycle submitted", cycle=record.key, job=job.id, revision=record.revision)
     return moved
 
@@ -243,7 +243,7 @@ def settle(
         changed = False
         if state in _OVER:
             job = stores.jobs.get(record.job_id)
-            with traces.about(job):
+            with traces.log_ids(job):
                 changed = _follow(stores, sender, policy, record, job)
         elif not state:
             changed = _failed(stores, policy, record, f"job '{record.job_id}' is gone")

@@ -304,7 +304,7 @@ class Backlog:
             **{name: int(values.get(name, 0)) for name in plain},
         )
 
-    def note_line(self, status: SourceStatus) -> None:
+    def store_connection(self, status: SourceStatus) -> None:
         """Store whether a source is connected, for readers of this file."""
         text = status.model_dump_json(include=_LINE)
         if self._lines.get(status.name) != text:
@@ -337,7 +337,7 @@ class Backlog:
             self._db.execute("DELETE FROM items WHERE state = 'waiting' AND source = ?", (source,))
             self._db.execute("DELETE FROM counters WHERE source = ?", (source,))
 
-    def keep(self, sources: Collection[str]) -> None:
+    def drop_others(self, sources: Collection[str]) -> None:
         """Drop the backlog of all sources not in `sources`: they were removed while no feed was running."""
         found = self._db.execute(
             "SELECT DISTINCT source FROM items WHERE state = 'waiting' UNION"

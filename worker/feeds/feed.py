@@ -43,7 +43,7 @@ _CORRUPT = 6
 
 _IDLE_SECONDS = 0.5
 _LEAVE_SECONDS = 3.0
-_GATE_SECONDS = 1.0
+_CAPACITY_SECONDS = 1.0
 
 
 class FeedSettings(DiskSettings, Protocol):
@@ -55,17 +55,17 @@ class FeedSettings(DiskSettings, Protocol):
 
 
 @dataclass
-class _Gate:
+class _BackPressure:
     """Back-pressure: how many uploads may be added now.
 
     Attributes:
         reason: Why fetching is paused; empty if it is not.
-        room: Uploads that may be added before the next check.
+        capacity: Uploads that may be added before the next check.
         looked: Time of the check (monotonic seconds).
     """
 
     reason: str = ""
-    room: int = 0
+    capacity: int = 0
     looked: float = float("-inf")
 
 
@@ -100,7 +100,7 @@ class Feed:
         self._arrived = asyncio.Event()
         self._fresh = asyncio.Event()
         self._busy: dict[str, asyncio.Task[None]] = {}
-        self._gate = _Gate()
+        self._back_pressure = _BackPressure()
 
     async def run(self) -> None:
         """Run until cancelled, then give running fetches a moment to end."""
@@ -131,7 +131,8 @@ class Feed:
     def status(self) -> SourceStatus:
         """Return the state of the source at this moment."""
         line = self.subscription
-        detail = line.detail or (f"paused: {self._gate.reason}" if self._gate.reason else "")
+        paused = self._back_pressure.reason
+        detail = line.detail or (f"paused: {paused}" if paused else "")
         update = {"connected": line.connected, "detail": detail, "since": line.since}
         return self.backlog.status(self.source).model_copy(update=update)
 
@@ -199,7 +200,7 @@ class Feed:
     async def _fetch_on(self, fetcher: Fetcher) -> None:
         while True:
             free = self.source.fetches - len(self._busy)
-            free = min(free, await self._room() - len(self._busy)) if free > 0 else 0
+            free = min(free, await self._capacity() - len(self._busy)) if free > 0 else 0
             if free > 0:
                 for item in self.backlog.due(self.source.name, free, self._busy, time.time()):
                     task = asyncio.create_task(self._handle(fetcher, item))
@@ -211,36 +212,36 @@ class Feed:
 
     def _pause(self) -> float:
         """Return the seconds until an item may be due; an event ends the pause early."""
-        if self._gate.reason or len(self._busy) >= self.source.fetches:
+        if self._back_pressure.reason or len(self._busy) >= self.source.fetches:
             return _IDLE_SECONDS
         due = self.backlog.next_due(self.source.name)
         return _IDLE_SECONDS if due is None else min(_IDLE_SECONDS, max(0.01, due - time.time()))
 
-    async def _room(self) -> int:
+    async def _capacity(self) -> int:
         """Return how many uploads may be added now; 0 while fetching is paused.
 
         Fetching pauses while ingest is behind, the disk is nearly full, or Redis cannot be reached.
         This is checked once a second, and when the number found last is used up.
         """
-        if time.monotonic() - self._gate.looked < _GATE_SECONDS and (
-            self._gate.room > 0 or self._gate.reason
+        if time.monotonic() - self._back_pressure.looked < _CAPACITY_SECONDS and (
+            self._back_pressure.capacity > 0 or self._back_pressure.reason
         ):
-            return self._gate.room
-        room, reason = 0, ""
+            return self._back_pressure.capacity
+        capacity, reason = 0, ""
         try:
             await asyncio.to_thread(require_space, self.intake.layout, self.settings)
             count = await asyncio.to_thread(self.intake.stores.batches.count, BatchState.RECEIVED)
-            room = max(0, self.settings.sources_max_waiting - count)
-            reason = "" if room else f"{count} uploads wait for ingest"
+            capacity = max(0, self.settings.sources_max_waiting - count)
+            reason = "" if capacity else f"{count} uploads wait for ingest"
         except (AppaError, RedisError, OSError) as error:
             reason = str(error)[:200]
-        self._close(reason, room)
-        return room
+        self._close(reason, capacity)
+        return capacity
 
-    def _close(self, reason: str, room: int = 0) -> None:
-        if reason and reason != self._gate.reason:
+    def _close(self, reason: str, capacity: int = 0) -> None:
+        if reason and reason != self._back_pressure.reason:
             log.warning("source paused", source=self.source.name, reason=reason)
-        self._gate = _Gate(reason, room, time.monotonic())
+        self._back_pressure = _BackPressure(reason, capacity, time.monotonic())
 
     async def _handle(self, fetcher: Fetcher, item: BacklogItem) -> None:
         """Process one item until it is finished or scheduled for a retry; no error ends the feed."""
@@ -249,7 +250,7 @@ class Feed:
         try:
             with (
                 structlog.contextvars.bound_contextvars(**asked),
-                traces.began("fetch", **{"appa.source": self.source.name, **named}),
+                traces.start_trace("fetch", **{"appa.source": self.source.name, **named}),
             ):
                 await self._brought(fetcher, item)
         finally:
@@ -279,7 +280,7 @@ class Feed:
             self._close("the disk is full" if full else str(error)[:200])
             self.backlog.postpone(self.source, item, str(error)[:300])
         else:
-            self._gate.room -= 1
+            self._back_pressure.capacity -= 1
             size = len(found.data)
             self.backlog.finish(self.source.name, item, record.id, size, created=created)
             if created:

@@ -102,7 +102,7 @@ class FeedProcess:
         self.runtime.start_reporting()
         log.info("ready", worker=self.runtime.report.name)
         self._read()
-        self.backlog.keep(self._sources)
+        self.backlog.drop_others(self._sources)
         pause, turn = min(_LOOK_SECONDS, self.runtime.settings.report_seconds), 0
         while not stop.is_set():
             await self._tend()
@@ -166,7 +166,7 @@ class FeedProcess:
     def _statuses(self) -> list[SourceStatus]:
         statuses = [feed.status() for feed, _ in self._feeds.values()]
         for status in statuses:
-            self.backlog.note_line(status)
+            self.backlog.store_connection(status)
         return statuses
 
     def _report(self) -> None:

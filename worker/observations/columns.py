@@ -60,11 +60,11 @@ class Origin(Protocol):
     def received_time(self) -> datetime: ...
 
 
-_REMEMBERED_ROWS = 4_096
-_REMEMBERED_TABLES = 3
+_CACHED_ROWS = 4_096
+_CACHED_TABLES = 3
 
 
-class _Remembered(threading.local):
+class _ColumnCache(threading.local):
     """Cache of the columns of the tables that this thread used last."""
 
     def __init__(self) -> None:
@@ -79,29 +79,29 @@ class _Remembered(threading.local):
 
     def carry(self, table: pa.Table, changed: pa.Table, name: str) -> None:
         """Copy the cached columns of a table to a changed one that differs only in column `name`."""
-        if len(table) <= _REMEMBERED_ROWS:
+        if len(table) <= _CACHED_ROWS:
             values = self.of(table)
             self._begin(changed, {key: read for key, read in values.items() if key[1] != name})
 
     def _begin(
         self, table: pa.Table, values: dict[tuple[str, str], Any]
     ) -> dict[tuple[str, str], Any]:
-        self.tables = [(table, values), *self.tables[: _REMEMBERED_TABLES - 1]]
+        self.tables = [(table, values), *self.tables[: _CACHED_TABLES - 1]]
         return values
 
 
-_remembered = _Remembered()
+_column_cache = _ColumnCache()
 Value = TypeVar("Value")
 
 
-def _once(table: pa.Table, how: str, name: str, read: Callable[[pa.Table, str], Value]) -> Value:
+def _cached(table: pa.Table, how: str, name: str, read: Callable[[pa.Table, str], Value]) -> Value:
     """Return `read(table, name)`, cached for small tables.
 
     A dozen checks read the same columns of a bulletin of a few rows, which is most of their cost.
     """
-    if len(table) > _REMEMBERED_ROWS:
+    if len(table) > _CACHED_ROWS:
         return read(table, name)
-    values, key = _remembered.of(table), (how, name)
+    values, key = _column_cache.of(table), (how, name)
     if key not in values:
         values[key] = read(table, name)
     found: Value = values[key]
@@ -110,18 +110,18 @@ def _once(table: pa.Table, how: str, name: str, read: Callable[[pa.Table, str], 
 
 def float_column(table: pa.Table, name: str) -> NDArray[np.float64]:
     """Return the numeric column as float64, NaN where null, with shape (rows,)."""
-    return _once(table, "float", name, _read_floats).copy()
+    return _cached(table, "float", name, _read_floats).copy()
 
 
 def category_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
     """Return the index into the sorted distinct values of a string column, -1 where null."""
-    codes, names = _once(table, "category", name, _read_categories)
+    codes, names = _cached(table, "category", name, _read_categories)
     return codes.copy(), list(names)
 
 
 def time_column(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
     """Return a time column as nanoseconds since 1970 in UTC, with shape (rows,)."""
-    return _once(table, "time", name, _read_times).copy()
+    return _cached(table, "time", name, _read_times).copy()
 
 
 def _read_times(table: pa.Table, name: str) -> NDArray[np.int64]:
@@ -167,7 +167,7 @@ def is_one_of(table: pa.Table, name: str, values: Iterable[str]) -> BoolArray:
 
 def not_rejected(table: pa.Table) -> BoolArray:
     """Return the mask of rows that no check has rejected."""
-    return _once(table, "null", "rejected_by", _read_nulls).copy()
+    return _cached(table, "null", "rejected_by", _read_nulls).copy()
 
 
 def _read_nulls(table: pa.Table, name: str) -> BoolArray:
@@ -184,7 +184,7 @@ def set_column(table: pa.Table, name: str, values: NDArray[Any] | pa.Array) -> p
     field = table.schema.field(name)
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else _array_of(values, True)
     changed = table.set_column(table.schema.get_field_index(name), field, array.cast(field.type))
-    _remembered.carry(table, changed, name)
+    _column_cache.carry(table, changed, name)
     return changed
 
 

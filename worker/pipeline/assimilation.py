@@ -44,7 +44,7 @@ from worker.observations.columns import category_codes
 from worker.observations.errors import exchange_errors, load_errors
 from worker.observations.qc.base import Checks
 from worker.pipeline.departures import check_window, outcomes_by_network
-from worker.pipeline.gather import gather_beside, gather_observations
+from worker.pipeline.gather import gather_observations, gather_outside_window
 from worker.pipeline.parts import Consecutive, PartInputs, Splitter
 from worker.pipeline.results import (
     decode_analysis,
@@ -191,7 +191,9 @@ def assimilate_window(
     solver = Solver(model, spec, progress, minimal_batches=inputs.minimal_batches)
     background, seen = _background_of(plan, spec, inputs, solver, table)
     biases = inputs.earlier.restart.biases if inputs.earlier else None
-    beside = gather_beside(table, plan, spec.observations, layout, inputs.checks, inputs.batches)
+    outside = gather_outside_window(
+        table, plan, spec.observations, layout, inputs.checks, inputs.batches
+    )
     checked = check_window(
         table,
         plan,
@@ -200,8 +202,8 @@ def assimilate_window(
         background,
         inputs.checks,
         biases,
-        seen=seen,
-        beside=beside,
+        already_assimilated=seen,
+        outside_window=outside,
         scratch=folder,
     )
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))

@@ -175,7 +175,7 @@ class CheckedWindow:
         biases: Bias estimates of sensors, after the departures of this window.
         background_states: The background's physical states at the written times, with shape
             (M, T, C, Y, X); None without observations, when it has not been decoded.
-        beside: Rows beyond the window that were used to judge ascents in it.
+        outside_window: Rows beyond the window that were used to judge ascents in it.
     """
 
     observations: ObservationSet
@@ -185,7 +185,7 @@ class CheckedWindow:
     background: Equivalents | None = None
     biases: BiasState = field(default_factory=BiasState)
     background_states: States | None = None
-    beside: pa.Table = field(default_factory=empty_table)
+    outside_window: pa.Table = field(default_factory=empty_table)
 
 
 class WrittenStates:
@@ -285,8 +285,8 @@ def check_window(
     background: Background,
     checks: Checks = (),
     biases: BiasState | None = None,
-    seen: NDArray[np.bool_] | None = None,
-    beside: pa.Table | None = None,
+    already_assimilated: NDArray[np.bool_] | None = None,
+    outside_window: pa.Table | None = None,
     scratch: Path | None = None,
 ) -> CheckedWindow:
     """Run the checks that need the window, the model or the background.
@@ -302,18 +302,20 @@ def check_window(
         background: The first guess at `plan.times`.
         checks: Parameters of this installation and suite, in order; or all of an earlier run.
         biases: Bias estimates of sensors from the continued analysis.
-        seen: Mask (N,) of rows that the continued analysis has assimilated or rejected: they take part
-            only in the checks of identity and tracks. None for no such rows.
-        beside: Rows of ascents beyond the edges of the window, see `gather_beside`.
+        already_assimilated: Mask (N,) of rows that the continued analysis has assimilated or
+            rejected: they take part only in the checks of identity and tracks. None for no such rows.
+        outside_window: Rows of ascents beyond the edges of the window, see `gather_outside_window`.
         scratch: Folder for the states of the background; None to hold them in memory.
     """
     known = biases or BiasState()
-    beside = empty_table() if beside is None else beside
+    outside_window = empty_table() if outside_window is None else outside_window
     context = qc_context(selection, model, background, checks, known)
-    context = replace(context, beside=to_feedback(beside), seen=seen)
+    context = replace(
+        context, outside_window=to_feedback(outside_window), already_assimilated=already_assimilated
+    )
     table, _ = run_checks(to_feedback(table), "window", context)
-    if seen is not None:
-        rows = np.flatnonzero(seen & not_rejected(table))
+    if already_assimilated is not None:
+        rows = np.flatnonzero(already_assimilated & not_rejected(table))
         table = with_rejections(table, {"assimilated": rows})
     monitored, table = monitored_set(table, model, plan.times)
     stored = len(table)
@@ -341,7 +343,7 @@ def check_window(
     if background.source != "climatology":  # its biases are not those of sensors
         known = update(known, table, context.of(BIAS_CHECK), plan.times[-1], layers)
     return CheckedWindow(
-        observations, monitored, table, parameters, equivalents, known, states, beside
+        observations, monitored, table, parameters, equivalents, known, states, outside_window
     )
 
 

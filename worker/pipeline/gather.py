@@ -22,7 +22,7 @@ from worker.observations.qc.base import Checks, in_order, load_parameters
 from worker.observations.stations import station_codes
 from worker.observations.store.store import ObservationStore
 
-__all__ = ["gather_beside", "gather_observations", "observation_window", "table_digest"]
+__all__ = ["gather_observations", "gather_outside_window", "observation_window", "table_digest"]
 
 WINDOW_LEAD = timedelta(minutes=30)
 """Observations up to this long before the first state are assigned to its time."""
@@ -67,7 +67,7 @@ def gather_observations(
     return in_order_of_arrival(table)
 
 
-def gather_beside(
+def gather_outside_window(
     table: pa.Table,
     plan: WindowPlan,
     selection: ObservationSelection,

@@ -264,7 +264,7 @@ class SharedMembers:
             files = [_part_file(self.folder, number) for number in range(len(self.parts))]
             latents = torch.cat([load_file(path)["latents"] for path in files])
             with suppress(RedisError):
-                self.progress.settle()
+                self.progress.adopt_shared_progress()
         finally:
             self.progress.shared = None
             with suppress(RedisError):  # the board expires after a day

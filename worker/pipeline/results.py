@@ -225,7 +225,7 @@ def _provenance(
         "bias_coefficients": checked.biases.coefficients(),
         "gathered": gathered.isoformat(),
         "batches": rows_of_batches(checked.feedback, files),
-        "batches_beside": rows_of_batches(checked.beside, files),
+        "batches_beside": rows_of_batches(checked.outside_window, files),
         "observations_sha256": table_digest(checked.feedback),
         "environment": environment(loaded.model.device),
         "device": str(loaded.model.device),

@@ -7,7 +7,7 @@ A result is published when its manifest exists. Files without one belong to a ru
 leftovers of a killed one; those are deleted once they are older than any job. Deletion is in the
 opposite order: the manifest first, then the files.
 
-The folder `Layout.analyses` is a cache (`Copies`): all manifests, from which the catalogue is built,
+The folder `Layout.analyses` is a cache (`LocalCache`): all manifests, from which the catalogue is built,
 and files that were read or written here, up to a size limit. Copies of manifests are compared with the
 bucket periodically, because other machines publish and delete as well.
 """
@@ -60,7 +60,7 @@ def _objects(manifest: AnalysisManifest) -> set[str]:
     return {file_object(manifest.id, file) for file in manifest.files}
 
 
-class Copies:
+class LocalCache:
     """Local cache below `Layout.analyses`; any number of processes may share it.
 
     A file is downloaded when it is needed on this machine (xarray, a restart, feedback), and its SHA-256
@@ -162,7 +162,7 @@ class BucketStore:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.bucket = open_bucket(layout.results_url)
-        self.copies = Copies(layout)
+        self.copies = LocalCache(layout)
         self._comparing = threading.Lock()
         self._compared = float("-inf")
         self._hidden: dict[str, bytes] = {}
@@ -187,7 +187,7 @@ class BucketStore:
             there = self._manifest_text(analysis_id)
             if there != text:  # equal: the response to our own request was lost
                 self._drop_own(AnalysisManifest.model_validate_json(text), there)
-                self.bring(analysis_id)
+                self.fetch_manifest(analysis_id)
                 return PublishOutcome.ALREADY_PUBLISHED
         with suppress(OSError, BucketUnavailable):  # the cache is optional
             written = self.bucket.stat(name).written
@@ -210,7 +210,7 @@ class BucketStore:
 
     # -- copies of manifests
 
-    def bring(self, analysis_id: str) -> bool:
+    def fetch_manifest(self, analysis_id: str) -> bool:
         if self.layout.manifest(analysis_id).exists():
             return True
         name = manifest_object(analysis_id)
@@ -250,7 +250,7 @@ class BucketStore:
                 listed = {_result_of(one): one for one in self.bucket.list(_MANIFESTS)}
                 stale = [one for name, one in listed.items() if not self.copies.has(name, one)]
                 with ThreadPoolExecutor(_AT_ONCE) as pool:
-                    list(pool.map(self._fetch_manifest, stale))
+                    list(pool.map(self._cache_manifest, stale))
             except BucketUnavailable as error:
                 if raises:
                     raise
@@ -260,7 +260,7 @@ class BucketStore:
                 self.copies.forget(name)
             self.layout.results_listed.touch()
 
-    def _fetch_manifest(self, one: StoredObject) -> None:
+    def _cache_manifest(self, one: StoredObject) -> None:
         # deleted since it was listed, or an unrelated object
         with suppress(FileNotFoundError, InvalidInput):
             self.copies.put_manifest(_result_of(one), self.bucket.read(one.name), one.written)
@@ -277,7 +277,7 @@ class BucketStore:
         return path
 
     def _entry(self, analysis_id: str, name: str) -> ManifestFile | None:
-        if not self.bring(analysis_id):
+        if not self.fetch_manifest(analysis_id):
             return None
         manifest = _read(self.layout.manifest(analysis_id))
         return next((file for file in manifest.files if file.name == name), None)
@@ -312,7 +312,7 @@ class BucketStore:
         for file in files:
             self.layout.analysis_file(analysis_id, file.name).unlink(missing_ok=True)
 
-    def hide(self, analysis_id: str) -> bool:
+    def unpublish(self, analysis_id: str) -> bool:
         text = self._manifest_text(analysis_id)
         if text is None:
             self.copies.forget(analysis_id)
@@ -323,13 +323,13 @@ class BucketStore:
             self.layout.analysis(analysis_id).rename(self.layout.hidden(analysis_id))
         return True
 
-    def unhide(self, analysis_id: str) -> None:
+    def republish(self, analysis_id: str) -> None:
         self.bucket.create(manifest_object(analysis_id), self._hidden.pop(analysis_id))
         with suppress(FileNotFoundError):
             self.layout.hidden(analysis_id).rename(self.layout.analysis(analysis_id))
-        self.bring(analysis_id)
+        self.fetch_manifest(analysis_id)
 
-    def discard(self, analysis_id: str) -> None:
+    def delete_hidden(self, analysis_id: str) -> None:
         self._hidden.pop(analysis_id, None)
         names = [one.name for one in self.bucket.list(f"{_FILES}/{analysis_id}")]
         self.bucket.delete(names)

@@ -125,7 +125,7 @@ class Catalogue:
         except InvalidInput:  # not a valid name of a result
             return None
         if stamp == 0:
-            if not self._results.bring(analysis_id):
+            if not self._results.fetch_manifest(analysis_id):
                 return None
             stamp = _stamp(self._layout.manifest(analysis_id))
         with self._lock:

@@ -143,7 +143,7 @@ def read_manifest(layout: Layout, analysis_id: str) -> AnalysisManifest:
     """
     path = layout.manifest(analysis_id)
     try:
-        if path.exists() or result_store(layout).bring(analysis_id):
+        if path.exists() or result_store(layout).fetch_manifest(analysis_id):
             return AnalysisManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:  # deleted just now
         pass
@@ -178,7 +178,7 @@ def pin(layout: Layout, new: Pin) -> Pin:
     known = _read_pin(layout, new.analysis_id)
     if known is None:
         write_atomic(path, new.model_dump_json(indent=1))
-    if not result_store(layout).bring(new.analysis_id):
+    if not result_store(layout).fetch_manifest(new.analysis_id):
         path.unlink(missing_ok=True)
         raise NoSuchAnalysis(
             f"Expected the id of a published analysis; got '{new.analysis_id}'.",

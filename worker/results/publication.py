@@ -2,8 +2,9 @@
 
 The folder is complete, with its manifest written last, before it is published: by one rename in the
 data folder, by one conditional write of the manifest in a bucket (`worker.results.store`). A worker
-that lost its lease and resumes is stopped by the fencing token in the job store (`open_gate`), or, if
-it had passed that before, because the name is taken. Leftovers of dead workers are swept after a day.
+that lost its lease and resumes is stopped by the fencing token in the job store
+(`begin_publication`), or, if it had passed that before, because the name is taken. Leftovers of dead
+workers are swept after a day.
 
 `latest.json` in the data folder names the newest results, for programs that read files: an entry
 for each kind (`filtering`), and one for each kind and flavour (`filtering/early`,
@@ -101,7 +102,7 @@ def publish(
 
     Arguments:
         job: The claimed job.
-        store: The job store; only the newest attempt passes `open_gate`.
+        store: The job store; only the newest attempt passes `begin_publication`.
         layout: The data folder, and where results are published.
         staging: The folder with all files and the manifest.
         progress: Checked for a cancel while a bucket is unavailable.
@@ -116,7 +117,7 @@ def publish(
     results = result_store(layout)
     _patiently(partial(results.prepare, staging), progress, patience)
     with traces.step("open gate"):
-        store.open_gate(job.id, job.token)
+        store.begin_publication(job.id, job.token)
     outcome = _patiently(partial(results.publish, staging, job.analysis_id), progress, patience)
     if outcome is PublishOutcome.ALREADY_PUBLISHED:
         # an earlier attempt published and died before it could report success

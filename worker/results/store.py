@@ -69,7 +69,7 @@ class ResultStore(Protocol):
             BucketUnavailable: Only `now`.
         """
 
-    def bring(self, analysis_id: str) -> bool:
+    def fetch_manifest(self, analysis_id: str) -> bool:
         """Fetch the manifest of a result into that folder; return whether it is published."""
 
     def file(self, analysis_id: str, name: str) -> Path:
@@ -94,13 +94,13 @@ class ResultStore(Protocol):
     def remove_files(self, analysis_id: str, files: "list[ManifestFile]") -> None:
         """Delete files of a result that its manifest no longer lists."""
 
-    def hide(self, analysis_id: str) -> bool:
+    def unpublish(self, analysis_id: str) -> bool:
         """Unpublish a result; return whether it was published."""
 
-    def unhide(self, analysis_id: str) -> None:
+    def republish(self, analysis_id: str) -> None:
         """Republish a result that was just hidden."""
 
-    def discard(self, analysis_id: str) -> None:
+    def delete_hidden(self, analysis_id: str) -> None:
         """Delete the files of a hidden result."""
 
     def sweep(self, older_than: float) -> int:
@@ -142,7 +142,7 @@ class FolderStore:
     def refresh(self, *, now: bool = False) -> None:
         return None
 
-    def bring(self, analysis_id: str) -> bool:
+    def fetch_manifest(self, analysis_id: str) -> bool:
         return self.layout.manifest(analysis_id).exists()
 
     def file(self, analysis_id: str, name: str) -> Path:
@@ -167,7 +167,7 @@ class FolderStore:
         for file in files:
             self.layout.analysis_file(analysis_id, file.name).unlink(missing_ok=True)
 
-    def hide(self, analysis_id: str) -> bool:
+    def unpublish(self, analysis_id: str) -> bool:
         try:
             self.layout.analysis(analysis_id).rename(self.layout.hidden(analysis_id))
         except FileNotFoundError:
@@ -175,11 +175,11 @@ class FolderStore:
         sync_folder(self.layout.analyses)
         return True
 
-    def unhide(self, analysis_id: str) -> None:
+    def republish(self, analysis_id: str) -> None:
         self.layout.hidden(analysis_id).rename(self.layout.analysis(analysis_id))
         sync_folder(self.layout.analyses)
 
-    def discard(self, analysis_id: str) -> None:
+    def delete_hidden(self, analysis_id: str) -> None:
         shutil.rmtree(self.layout.hidden(analysis_id), ignore_errors=True)
 
     def sweep(self, older_than: float) -> int:

@@ -187,7 +187,7 @@ def draw_members_task(self: "Task[Any, Any]", job_id: str, version: int) -> None
     about: dict[str, str | int] = {"appa.kind": job.kind, "appa.attempt": job.attempts}
     try:
         with (
-            traces.work(DRAW_MEMBERS, job, **about),
+            traces.task_spans(DRAW_MEMBERS, job, **about),
             runtime.busy_with(job_id),
         ):
             _draw(runtime, job, board)

@@ -39,7 +39,7 @@ from worker.contract.records import Problem, utc_now
 from worker.lease import Lease, SharedLease
 from worker.runtime import Runtime, WorkerStopping
 
-__all__ = ["DecodedAlone", "Retrying", "attempt", "attempt_together", "known_version", "problem_of"]
+__all__ = ["RetryAlone", "Retrying", "attempt", "attempt_batch", "known_version", "problem_of"]
 
 log = structlog.get_logger()
 
@@ -57,7 +57,7 @@ _TASK = {"job": RUN_ASSIMILATION, "batch": INGEST_BATCH}
 _NEVER_THE_UPLOAD = frozenset({"disk_full", "disk_low", "storage_error", "broker_error"})
 
 
-class DecodedAlone(AppaError):
+class RetryAlone(AppaError):
     """Decoding of a small upload together with others ended early: it is decoded alone, at once."""
 
     code = "decoded_alone"
@@ -140,7 +140,7 @@ def attempt(
         celery.exceptions.Reject: When this worker stops; the message returns to its queue.
     """
     waiting = store.find(record_id)
-    with traces.about(*([waiting] if waiting else [])):
+    with traces.log_ids(*([waiting] if waiting else [])):
         _claim(task, runtime, store, record_id, waiting, body)
 
 
@@ -160,7 +160,7 @@ def _claim(
     except (MoveRefused, NoSuchRecord) as error:
         log.info("nothing to do", id=record_id, reason=error.message)
         return
-    with traces.work(_TASK[store.noun], record, **_described(record)):
+    with traces.task_spans(_TASK[store.noun], record, **_described(record)):
         log.info("started", id=record_id, attempt=record.attempts)
         _begin(runtime, waiting, record)
         lease = Lease(store, record_id, record.token, runtime.settings.lease)
@@ -172,7 +172,7 @@ def _claim(
             log.error("outcome not stored", id=record_id, error=str(error))
 
 
-def attempt_together(
+def attempt_batch(
     task: Retrying,
     runtime: Runtime,
     store: BatchStore,
@@ -189,7 +189,7 @@ def attempt_together(
         body: The work; returns the summary or the error of each.
     """
     tokens = {record.id: record.token for record in records}
-    with traces.work(INGEST_BATCH, *records, **_described(*records)):
+    with traces.task_spans(INGEST_BATCH, *records, **_described(*records)):
         log.info("started", ids=list(tokens))
         for record in records:
             runtime.measures.attempts.labels(*_about(record)).inc()
@@ -221,7 +221,7 @@ def _end_all(
     for record in records:
         outcome = refused.get(record.id) or outcomes[record.id]
         if isinstance(outcome, Exception):
-            with traces.about(record):
+            with traces.log_ids(record):
                 _end(task, runtime, store, record, outcome)
         else:
             _count(runtime, record, "succeeded")
@@ -268,7 +268,7 @@ def _end(
     """Record the error of one of several batches; its retry has a separate message."""
 
     def body(batch: BatchRecord, _: Any) -> None:
-        if isinstance(error, DecodedAlone):
+        if isinstance(error, RetryAlone):
             store.requeue(batch.id, batch.token, Problem.of(error))
             submit_batch(runtime.sender, runtime.stores.workers, batch.id, large=True)
             return
@@ -276,7 +276,7 @@ def _end(
 
     message = _OwnMessage(task, record.id)
     try:
-        _run(message, runtime, store, record, None, body, done=DecodedAlone.code)
+        _run(message, runtime, store, record, None, body, done=RetryAlone.code)
     except Retry:
         return  # already sent; the task itself continues
     except Reject:

@@ -32,7 +32,7 @@ from worker.pipeline.ingest import (
     prepare,
 )
 from worker.runtime import Runtime
-from worker.tasks.attempt import DecodedAlone, attempt, attempt_together, known_version
+from worker.tasks.attempt import RetryAlone, attempt, attempt_batch, known_version
 
 __all__ = ["MOST_TOGETHER", "describe_ingest", "ingest_batch_task"]
 
@@ -59,7 +59,7 @@ def ingest_batch_task(self: "Task[Any, Any]", batch_id: str, version: int) -> No
     store = runtime.stores.batches
     if not known_version(store, batch_id, version):
         return
-    lane, alone = store.place(batch_id)
+    lane, alone = store.lane_of_record(batch_id)
     if lane is None:
         log.info("nothing to do", id=batch_id)
     elif alone:
@@ -69,7 +69,7 @@ def ingest_batch_task(self: "Task[Any, Any]", batch_id: str, version: int) -> No
     else:
         taken, _ = store.take(lane, runtime.report.name, runtime.settings.lease)
         if taken:
-            attempt_together(self, runtime, store, taken, partial(_one_by_one, runtime))
+            attempt_batch(self, runtime, store, taken, partial(_one_by_one, runtime))
 
 
 def _take_small(task: "Task[Any, Any]", runtime: Runtime, batch_id: str) -> None:
@@ -81,10 +81,10 @@ def _take_small(task: "Task[Any, Any]", runtime: Runtime, batch_id: str) -> None
         most=MOST_TOGETHER,
         most_bytes=_MOST_BYTES,
     )
-    if more and store.call(Lane.SMALL, CALL_LIFETIME):  # for another process, or later
+    if more and store.needs_message(Lane.SMALL, CALL_LIFETIME):  # for another process, or later
         submit_batch(runtime.sender, runtime.stores.workers, batch_id, large=False)
     if taken:
-        attempt_together(task, runtime, store, taken, partial(_together, runtime))
+        attempt_batch(task, runtime, store, taken, partial(_together, runtime))
 
 
 def _alone(runtime: Runtime) -> Callable[[BatchRecord, Lease], None]:
@@ -131,7 +131,7 @@ def _together(
     except SoftTimeLimitExceeded:
         for batch in fresh:
             if batch.id not in found and batch.id not in ready:
-                found[batch.id] = _decoded_alone()
+                found[batch.id] = _retry_alone()
     except Exception as error:  # our own fault: retry those not decoded
         found.update({b.id: error for b in fresh if b.id not in found and b.id not in ready})
     held = lease.held()
@@ -143,8 +143,8 @@ def _together(
     return found
 
 
-def _decoded_alone() -> DecodedAlone:
-    return DecodedAlone(
+def _retry_alone() -> RetryAlone:
+    return RetryAlone(
         "Expected a small upload to be decoded like others; its decoding process ended early. It "
         "is decoded alone."
     )
@@ -158,7 +158,7 @@ def _prepare(
 ) -> None:
     name = arrived.batch.id
     if arrived.decoded is None:
-        found[name] = _decoded_alone()
+        found[name] = _retry_alone()
         return
     try:
         ready[name], found[name] = prepare(

@@ -196,4 +196,4 @@ def _for_the_job_of(runtime: Runtime, manifest: AnalysisManifest) -> AbstractCon
     except RedisError:
         return nullcontext()
     attributes = {"appa.analysis": manifest.id}
-    return traces.work(ANNOUNCE_RESULT, job, **attributes) if job else nullcontext()
+    return traces.task_spans(ANNOUNCE_RESULT, job, **attributes) if job else nullcontext()

@@ -13,7 +13,7 @@ from model.domain.errors import StorageError
 from service import gateway
 from service.app import create_app
 from service.data import drawing, library
-from service.gateway import PAINTERS
+from service.gateway import MAX_DRAWING
 from service.settings import GatewaySettings
 
 TILES = "/ogc/collections/mv-an/styles/t2m/map/tiles/WebMercatorQuad"
@@ -77,7 +77,7 @@ def test_fields_do_not_wait_behind_tiles(client: TestClient, held_drawing) -> No
             ]
             assert not wait(others, 30).not_done
             assert not any(tile.done() for tile in tiles)
-            in_turn = f"appa_pictures_waiting {24.0 - PAINTERS - 2}"
+            in_turn = f"appa_pictures_waiting {24.0 - MAX_DRAWING - 2}"
             until = time.monotonic() + 30
             while in_turn not in (told := client.get("/metrics").text):
                 assert time.monotonic() < until, told

@@ -320,7 +320,7 @@ def test_an_archived_cycle_is_listed_not_decided_again_and_can_be_rerun(stores, 
         [ended[2].id],
         ended[2].id,
     )
-    asked = {"unique_key": "again", "asked": '{"cut_off": null}'}
+    asked = {"unique_key": "again", "request": '{"cut_off": null}'}
     again = stores.cycles.rerun(ended[1], NOON, NOON, **asked)
     assert (again.state, again.revision) == (CycleState.DUE, 3)
     assert [c.id for c in stores.cycles.in_state(CycleState.DUE)] == [key]
@@ -328,19 +328,19 @@ def test_an_archived_cycle_is_listed_not_decided_again_and_can_be_rerun(stores, 
     archivist.tick()
     for name in stores.redis.scan_iter(f"{stores.keys.prefix}:unique:*"):
         stores.redis.delete(name)
-    assert stores.cycles.asked_before(key, "again") == '{"cut_off": null}'
+    assert stores.cycles.earlier_request(key, "again") == '{"cut_off": null}'
     assert stores.cycles.select(state="published").total == 2
 
 
 def test_what_goes_on_meanwhile_stays_in_redis(stores, archivist, monkeypatch):
     failed = ended_batch(stores, "e" * 64, BatchState.FAILED)
-    forget = stores.batches.forget
+    evict = stores.batches.evict
 
     def retried_first(kept, score):
         stores.batches.retry(failed.id)
-        return forget(kept, score)
+        return evict(kept, score)
 
-    monkeypatch.setattr(stores.batches, "forget", retried_first)
+    monkeypatch.setattr(stores.batches, "evict", retried_first)
     archivist.tick()
     assert stores.redis.exists(stores.keys.record("batch", failed.id))
     assert stores.batches.ids("received") == [failed.id]
@@ -385,7 +385,7 @@ def test_jobs_and_cycles_come_back_when_redis_lost_its_data(stores, archivist, l
     claimed = stores.jobs.claim(running.id, "w", LEASE)
     assert claimed.token > old_token + 1_000_000
     with pytest.raises(Exception, match="Another attempt"):
-        stores.jobs.open_gate(running.id, old_token)
+        stores.jobs.begin_publication(running.id, old_token)
     messages.sent.clear()
     again.tick()
     assert messages.sent == []
@@ -400,7 +400,7 @@ def test_a_job_that_cannot_be_kept_is_refused_and_leaves_nothing(stores, layout,
     def full(*_):
         raise sqlite3.OperationalError
 
-    stores.archive.note("x")
+    stores.archive.get_note("x")
     stores.archive.close()
     limit = sqlite3.connect(layout.records_file)
     pages = limit.execute("PRAGMA page_count").fetchone()[0]
@@ -417,7 +417,7 @@ def test_a_job_that_cannot_be_kept_is_refused_and_leaves_nothing(stores, layout,
         for _ in range(200):
             stores.jobs.create(job())
     assert is_disk_full(refused.value)
-    kept = {k.id for k in stores.archive.present("job")}
+    kept = {k.id for k in stores.archive.in_redis("job")}
     assert set(stores.jobs.ids("queued")) == kept
 
 
@@ -426,7 +426,7 @@ def test_a_damaged_file_is_set_aside_and_begun_anew(layout):
     layout.records_file.write_bytes(b"no database" * 500)
     assert archive.find("job", "job-1") is None
     archive.set_note("a", "b")
-    assert archive.note("a") == "b"
+    assert archive.get_note("a") == "b"
     assert len(list(layout.root.glob("records.sqlite.damaged-*"))) == 1
     assert stat.S_IMODE(layout.records_file.stat().st_mode) == 0o600
     archive.close()
@@ -444,7 +444,8 @@ child = os.fork()
 archive.set_note("child" if child == 0 else "after", "1")
 if child == 0:
     os._exit(0)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), archive.note("child"), archive.note("after"))
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(code, archive.get_note("child"), archive.get_note("after"))
 """
     root = Path(__file__).resolve().parents[3]
     ran = subprocess.run(

@@ -204,7 +204,7 @@ def test_a_promotion_cut_short_has_not_happened(installation, suites, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(suites_module, "_enthrone", dies)
+        patch.setattr(suites_module, "_set_champion", dies)
         suites.end(trial, Outcome.PROMOTED)
     assert suites.trial() == trial
     assert suites.champion() is None
@@ -218,7 +218,7 @@ def test_a_promotion_can_be_taken_back(installation, suites):
     suites.end(suites.trial(), Outcome.PROMOTED)
     assert suites.revert(note="storms").suite_id == ""
     assert suites.champion() is None
-    assert [r.note for r in suites.reigns()] == ["storms", ""]
+    assert [r.note for r in suites.champion_periods()] == ["storms", ""]
     assert suites.revert().suite_id == suites.trials()[0].suite_id  # and that, too
 
 

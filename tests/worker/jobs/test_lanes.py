@@ -101,12 +101,12 @@ def test_taking_is_claiming(stores):
 def test_one_that_was_begun_waits_alone(stores):
     upload(stores, 1)
     ((batch,), _) = take(stores)
-    assert stores.batches.place(batch.id) == (Lane.SMALL, False)
+    assert stores.batches.lane_of_record(batch.id) == (Lane.SMALL, False)
     stores.batches.requeue(batch.id, batch.token, Problem(code="x", message="later"))
     assert take(stores) == ([], False)
-    assert stores.batches.place(batch.id) == (Lane.SMALL, True)
+    assert stores.batches.lane_of_record(batch.id) == (Lane.SMALL, True)
     assert stores.batches.claim(batch.id, "worker-2", LEASE).attempts == 2
-    assert stores.batches.place("batch-unknown") == (None, False)
+    assert stores.batches.lane_of_record("batch-unknown") == (None, False)
 
 
 def test_bytes_taken_together_are_bounded_but_one_is_always_taken(stores):
@@ -117,14 +117,14 @@ def test_bytes_taken_together_are_bounded_but_one_is_always_taken(stores):
 
 
 def test_one_message_is_enough_while_it_is_on_its_way(stores):
-    calls = [stores.batches.call(Lane.SMALL, CALL_LIFETIME) for _ in range(3)]
+    calls = [stores.batches.needs_message(Lane.SMALL, CALL_LIFETIME) for _ in range(3)]
     assert calls == [True, False, False]
     take(stores)  # it has arrived: whoever comes later needs another
-    assert stores.batches.call(Lane.SMALL, CALL_LIFETIME)
+    assert stores.batches.needs_message(Lane.SMALL, CALL_LIFETIME)
     take(stores)
-    assert stores.batches.call(Lane.SMALL, timedelta(milliseconds=1))
+    assert stores.batches.needs_message(Lane.SMALL, timedelta(milliseconds=1))
     stores.redis.delete(stores.batches._index("called", Lane.SMALL))  # as if it had run out
-    assert stores.batches.call(Lane.SMALL, CALL_LIFETIME)
+    assert stores.batches.needs_message(Lane.SMALL, CALL_LIFETIME)
 
 
 class Sender:

@@ -115,9 +115,9 @@ def test_an_old_token_changes_nothing(stores):
     with pytest.raises(LeaseLost):
         stores.jobs.beat(record.id, old, LEASE)
     with pytest.raises(LeaseLost):
-        stores.jobs.open_gate(record.id, old)
+        stores.jobs.begin_publication(record.id, old)
     assert stores.jobs.get(record.id).state is JobState.RUNNING
-    stores.jobs.open_gate(record.id, new)
+    stores.jobs.begin_publication(record.id, new)
     stores.jobs.succeed(record.id, new, Progress(phase=Phase.DONE))
     assert stores.jobs.get(record.id).attempts == 2
 
@@ -135,12 +135,12 @@ def test_cancel_before_start_while_running_and_too_late(stores):
     assert stores.jobs.cancel(running.id) is JobState.CANCELLING
     assert stores.jobs.cancel(running.id) is JobState.CANCELLING
     with pytest.raises(MoveRefused):
-        stores.jobs.open_gate(running.id, token)
+        stores.jobs.begin_publication(running.id, token)
     stores.jobs.confirm_cancel(running.id, token)
 
     late, _ = stores.jobs.create(job())
     token = stores.jobs.claim(late.id, "w", LEASE).token
-    stores.jobs.open_gate(late.id, token)
+    stores.jobs.begin_publication(late.id, token)
     with pytest.raises(MoveRefused):
         stores.jobs.cancel(late.id)
     stores.jobs.succeed(late.id, token, Progress())

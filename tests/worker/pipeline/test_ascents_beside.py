@@ -14,7 +14,7 @@ from worker.observations.qc.base import QCContext
 from worker.observations.qc.run import run_checks
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.departures import to_feedback
-from worker.pipeline.gather import gather_beside, gather_observations
+from worker.pipeline.gather import gather_observations, gather_outside_window
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 ARRIVED = NOON + timedelta(minutes=80)
@@ -57,9 +57,9 @@ def window(hour):
 def used(layout, plan, selection=ALL, *, whole=True):
     """Batch and number of the rows in use, as a job would find them."""
     table = gather_observations(plan, selection, layout)
-    beside = gather_beside(table, plan, selection, layout) if whole else None
+    outside = gather_outside_window(table, plan, selection, layout) if whole else None
     context = QCContext(
-        cut_off=selection.cut_off, beside=to_feedback(beside) if whole else None
+        cut_off=selection.cut_off, outside_window=to_feedback(outside) if whole else None
     )  # fmt: skip
     checked, _ = run_checks(to_feedback(table), "window", context)
     good = checked.filter(not_rejected(checked))
@@ -89,16 +89,16 @@ def test_what_arrives_after_the_cut_off_decides_nothing(layout):
 
 def test_only_the_rest_of_ascents_in_the_window_is_read(layout):
     table = gather_observations(window(0), ALL, layout)
-    beside = gather_beside(table, window(0), ALL, layout)
-    assert set(beside["batch_id"].to_pylist()) == {"native"}
-    assert float_column(beside, "observation_id").tolist() == list(range(6, 41))
-    again = gather_beside(table, window(0), ALL, layout, batches=["native", "tac"])
-    assert again.to_pylist() == beside.to_pylist()
+    outside = gather_outside_window(table, window(0), ALL, layout)
+    assert set(outside["batch_id"].to_pylist()) == {"native"}
+    assert float_column(outside, "observation_id").tolist() == list(range(6, 41))
+    again = gather_outside_window(table, window(0), ALL, layout, batches=["native", "tac"])
+    assert again.to_pylist() == outside.to_pylist()
     for selection in (
         ObservationSelection(networks=["synop"]),
         ObservationSelection(batches=["tac"]),
     ):
         some = gather_observations(window(0), selection, layout)
-        assert not len(gather_beside(some, window(0), selection, layout))
+        assert not len(gather_outside_window(some, window(0), selection, layout))
     off = {"ascents": {"enabled": False}}
-    assert not len(gather_beside(table, window(0), ALL, layout, off))
+    assert not len(gather_outside_window(table, window(0), ALL, layout, off))

@@ -20,7 +20,7 @@ from worker.pipeline import ingest as pipeline
 from worker.runtime import WorkerStopping, open_runtime
 from worker.settings import WorkerSettings
 from worker.tasks import ingest as tasks
-from worker.tasks.attempt import attempt, attempt_together
+from worker.tasks.attempt import attempt, attempt_batch
 from worker.tasks.ingest import _alone, _together
 
 FATAL = b"this ends the process"
@@ -69,7 +69,7 @@ def ingest_waiting(runtime):
     """As the task does with the message of any of them."""
     store = runtime.stores.batches
     taken, _ = store.take(Lane.SMALL, "worker-1", runtime.settings.lease, most=64, most_bytes=10**7)
-    attempt_together(runtime.sender, runtime, store, taken, partial(_together, runtime))
+    attempt_batch(runtime.sender, runtime, store, taken, partial(_together, runtime))
     return taken
 
 

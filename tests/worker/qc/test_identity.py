@@ -34,10 +34,12 @@ def report(values=REPORT, *, station="10383", **columns):
     )
 
 
-def outcomes(*tables, stage="window", beside=None, seen=None, **parameters):
+def outcomes(*tables, stage="window", outside_window=None, already_assimilated=None, **parameters):
     context = QCContext(
-        parameters=load_parameters(parameters or None), beside=beside, seen=seen
-    )  # fmt: skip
+        parameters=load_parameters(parameters or None),
+        outside_window=outside_window,
+        already_assimilated=already_assimilated,
+    )
     table = pa.concat_tables(tables).unify_dictionaries()
     return run_checks(table, stage, context)[0]["rejected_by"].to_pylist()
 
@@ -228,8 +230,8 @@ def test_an_ascent_over_the_edge_of_a_window_is_used_once_in_its_better_form():
     assert len(second) == 28
     alone = outcomes(first)
     assert alone == [None] * 13 + ["duplicate"] * 9 or alone == ["duplicate"] * 13 + [None] * 9
-    assert outcomes(first, beside=second) == [None] * 13 + ["duplicate"] * 9
-    assert outcomes(second, beside=first) == [None] * 28
+    assert outcomes(first, outside_window=second) == [None] * 13 + ["duplicate"] * 9
+    assert outcomes(second, outside_window=first) == [None] * 28
 
 
 def test_a_form_cut_by_a_window_does_not_lose_to_the_one_that_lies_in_it():
@@ -237,13 +239,13 @@ def test_a_form_cut_by_a_window_does_not_lose_to_the_one_that_lies_in_it():
     converted = ascent(DENSE[::2], drift=False, batch_id="tac")
     first, second = windows_of(native, converted)
     assert outcomes(first) == ["duplicate"] * 7 + [None] * 21  # both would count above the edge
-    assert outcomes(first, beside=second) == [None] * 7 + ["duplicate"] * 21
-    assert outcomes(second, beside=first) == [None] * 34
+    assert outcomes(first, outside_window=second) == [None] * 7 + ["duplicate"] * 21
+    assert outcomes(second, outside_window=first) == [None] * 34
 
 
 def test_what_is_beside_a_window_gets_no_outcome_and_other_ascents_stay():
     other = ascent(DENSE, launch=NOON + 180 * MINUTE, batch_id="later")
-    assert outcomes(ascent(DENSE), beside=other) == [None] * 41
+    assert outcomes(ascent(DENSE), outside_window=other) == [None] * 41
 
 
 def test_a_corrected_ascent_over_the_edge_replaces_what_it_withdraws():
@@ -251,7 +253,7 @@ def test_a_corrected_ascent_over_the_edge_replaces_what_it_withdraws():
     corrected = ascent(DENSE[:10], launch=NOON - 2 * MINUTE, batch_id="b2", update_sequence=1)
     first, second = windows_of(original, corrected)
     assert set(outcomes(second)) == {None}
-    assert set(outcomes(second, beside=first)) == {"duplicate"}
+    assert set(outcomes(second, outside_window=first)) == {"duplicate"}
 
 
 @pytest.mark.parametrize("network", ["temp", "pilot"])
@@ -261,7 +263,7 @@ def test_a_form_that_the_continued_analysis_has_seen_is_not_counted_again(networ
     better = ascent(DENSE, launch=NOON - 45 * MINUTE, batch_id="native", **wind)
     seen = np.repeat([True, False], [9, 41])
     assert outcomes(known, better) == ["duplicate"] * 9 + [None] * 41
-    assert outcomes(known, better, seen=seen) == [None] * 9 + ["duplicate"] * 41
+    assert outcomes(known, better, already_assimilated=seen) == [None] * 9 + ["duplicate"] * 41
 
 
 def test_main_and_off_time_hour_of_one_ascent():

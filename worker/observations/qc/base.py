@@ -110,9 +110,10 @@ class QCContext:
         orography: Height of the model's surface in m on `grid`, with shape (nlat, nlon).
         cut_off: Last arrival accepted (UTC).
         biases: Known biases of sensors.
-        beside: Rows of ascents that extend beyond the edges of the window, with the same columns;
-            they take part in the checks of identity and get no outcome.
-        seen: Which rows the continued analysis has assimilated or rejected, (rows,); None for none.
+        outside_window: Rows of ascents that extend beyond the edges of the window, with the same
+            columns; they take part in the checks of identity and get no outcome.
+        already_assimilated: Which rows the continued analysis has assimilated or rejected, (rows,);
+            None for none.
     """
 
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=load_parameters)
@@ -121,8 +122,8 @@ class QCContext:
     orography: NDArray[np.floating] | None = None
     cut_off: datetime | None = None
     biases: BiasState | None = None
-    beside: pa.Table | None = None
-    seen: BoolArray | None = None
+    outside_window: pa.Table | None = None
+    already_assimilated: BoolArray | None = None
 
     def of(self, check: str) -> Mapping[str, Any]:
         """Return the parameters of one check."""

@@ -88,13 +88,14 @@ def _over_edges(check: CheckFunction) -> CheckFunction:
 
     @wraps(check)
     def judged(table: pa.Table, context: QCContext) -> BoolArray:
-        if context.beside is None or not len(context.beside):
+        if context.outside_window is None or not len(context.outside_window):
             return check(table, context)
-        whole = pa.concat_tables([table, context.beside]).unify_dictionaries()
-        seen = context.seen
+        whole = pa.concat_tables([table, context.outside_window]).unify_dictionaries()
+        seen = context.already_assimilated
         if seen is not None:
-            seen = np.append(seen, np.zeros(len(context.beside), dtype=bool))
-        return check(whole, replace(context, beside=None, seen=seen))[: len(table)]
+            seen = np.append(seen, np.zeros(len(context.outside_window), dtype=bool))
+        context = replace(context, outside_window=None, already_assimilated=seen)
+        return check(whole, context)[: len(table)]
 
     return judged
 
@@ -258,7 +259,7 @@ def _contradictions(
 
 
 @dataclass(frozen=True)
-class _AscentForm:
+class _AscentVersion:
     """One version of an ascent: all its parts with the same launch time.
 
     Attributes:
@@ -268,7 +269,7 @@ class _AscentForm:
         where: Unit vector of the launch position.
         worth: Number of values, doubled if the levels have their own times.
         received: Arrival of the first part, ns.
-        seen: Whether the continued analysis has assimilated or rejected any of it.
+        assimilated: Whether the continued analysis has assimilated or rejected any of it.
         rows: Its rows.
     """
 
@@ -278,7 +279,7 @@ class _AscentForm:
     where: NDArray[np.float64]
     worth: int
     received: int
-    seen: bool
+    assimilated: bool
     rows: NDArray[np.int64]
 
 
@@ -303,24 +304,27 @@ def ascents(table: pa.Table, context: QCContext) -> BoolArray:
     rank = {names.index(n): i for i, n in enumerate(p["report_types"]) if n in names}
     variable = category_codes(table, "variable")[0]
     for ascent in _same_ascent(_forms(table, rows, context), p):
-        best: dict[int, _AscentForm] = {}
+        best: dict[int, _AscentVersion] = {}
         for form in sorted(
-            ascent, key=lambda f: (rank[f.network], not f.seen, -f.worth, f.received)
+            ascent, key=lambda f: (rank[f.network], not f.assimilated, -f.worth, f.received)
         ):
             if form.network in best:
                 bad[form.rows] = True
                 continue
             for other in best.values():
-                late, known = (other, form) if form.seen > other.seen else (form, other)
+                late, known = (
+                    (other, form) if form.assimilated > other.assimilated else (form, other)
+                )
                 bad[late.rows] |= np.isin(variable[late.rows], variable[known.rows])
             best[form.network] = form
     return bad
 
 
-def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list[_AscentForm]:
+def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list[_AscentVersion]:
     """Return the versions of ascents, sorted by station and launch."""
     p = context.of("ascents")
-    seen = np.zeros(len(rows), bool) if context.seen is None else context.seen[rows]
+    assimilated = context.already_assimilated
+    seen = np.zeros(len(rows), bool) if assimilated is None else assimilated[rows]
     sub = rows_of(table, rows)
     network, station = category_codes(sub, "report_type")[0], station_codes(table)[0][rows]
     ascent, launch, drifts = _launches(sub)
@@ -336,13 +340,17 @@ def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list
         worth = len(np.unique(level[mine])) * (2 if drifts[at] else 1)
         begin = mine[np.argmin(time_column(sub)[mine])]
         found.append(
-            _AscentForm(int(network[at]), int(station[at]), int(launch[at]), where[begin], worth,
-                  int(received[mine].min()), bool(seen[mine].any()), rows[mine])
+            _AscentVersion(
+                int(network[at]), int(station[at]), int(launch[at]), where[begin], worth,
+                int(received[mine].min()), bool(seen[mine].any()), rows[mine],
+            )
         )  # fmt: skip
     return sorted(found, key=lambda f: (f.station, f.launch))
 
 
-def _same_ascent(forms: Sequence[_AscentForm], p: Mapping[str, Any]) -> Iterator[list[_AscentForm]]:
+def _same_ascent(
+    forms: Sequence[_AscentVersion], p: Mapping[str, Any]
+) -> Iterator[list[_AscentVersion]]:
     """Yield the versions of each ascent that has more than one."""
     for _, of_station in groupby(forms, key=lambda form: form.station):
         waiting = list(of_station)
@@ -354,7 +362,7 @@ def _same_ascent(forms: Sequence[_AscentForm], p: Mapping[str, Any]) -> Iterator
                 yield same
 
 
-def _near(first: _AscentForm, other: _AscentForm, p: Mapping[str, Any]) -> bool:
+def _near(first: _AscentVersion, other: _AscentVersion, p: Mapping[str, Any]) -> bool:
     apart = EARTH_RADIUS * float(np.linalg.norm(first.where - other.where))
     late = (other.launch - first.launch) / _MINUTE
     return bool(late <= p["minutes"] and apart <= 1e3 * p["kilometres"])

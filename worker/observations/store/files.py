@@ -34,7 +34,7 @@ from worker.observations.store.commits import (
     hour_of_log,
     log_of,
 )
-from worker.observations.store.places import StorePlace, place_of
+from worker.observations.store.places import StorageBackend, place_of
 
 __all__ = [
     "BatchManifest",
@@ -186,7 +186,7 @@ class StoreFiles:
         return cls(layout.observations_url, folder, layout.observations_cache_bytes)
 
     @property
-    def place(self) -> StorePlace:
+    def place(self) -> StorageBackend:
         """Return the folder or bucket in which the files lie."""
         return place_of(self.url, self.cache, self.cache_bytes)
 

@@ -27,13 +27,13 @@ from worker.contract.layout import HIDDEN
 if TYPE_CHECKING:
     from worker.contract.objects import Bucket
 
-__all__ = ["BucketPlace", "FolderPlace", "StorePlace", "place_of"]
+__all__ = ["BucketPlace", "FolderPlace", "StorageBackend", "place_of"]
 
 _AT_ONCE = 8
 """Maximum number of concurrent downloads."""
 
 
-class StorePlace(Protocol):
+class StorageBackend(Protocol):
     """Folder or bucket of a store's files; names are relative to its root, with `/`."""
 
     def names(self, folder: str) -> list[str]:
@@ -233,7 +233,7 @@ def _parquet(folder: Path) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=16)
-def place_of(url: str, cache: str, cache_bytes: int) -> StorePlace:
+def place_of(url: str, cache: str, cache_bytes: int) -> StorageBackend:
     """Return the storage backend of a store.
 
     Arguments:

@@ -102,12 +102,12 @@ def sweep_removed(layout: Layout) -> int:
 
 def _remove_analysis(layout: Layout, analysis_id: str) -> bool:
     results = result_store(layout)
-    if is_pinned(layout, analysis_id) or not results.hide(analysis_id):
+    if is_pinned(layout, analysis_id) or not results.unpublish(analysis_id):
         return False
     if is_pinned(layout, analysis_id):  # pinned just before it was hidden
-        results.unhide(analysis_id)
+        results.republish(analysis_id)
         return False
-    results.discard(analysis_id)
+    results.delete_hidden(analysis_id)
     return True
 
 

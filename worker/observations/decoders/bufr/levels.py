@@ -202,7 +202,7 @@ def wind(
     levels: Levels,
     pressure: np.ndarray,
     height: np.ndarray,
-    spoilt: np.ndarray | None = None,
+    bad: np.ndarray | None = None,
     **where: np.ndarray | None,
 ) -> list[Values]:
     """Return the wind components of each level; speed or direction alone is not used.
@@ -211,7 +211,7 @@ def wind(
         levels: Levels of a block of N with K levels.
         pressure: Pa, (N, K); NaN where missing.
         height: Metres above mean sea level, likewise.
-        spoilt: Where the wind is to be flagged as bad, (N, K).
+        bad: Where the wind is to be flagged as bad, (N, K).
         where: Time, lat and lon of the levels, as in `Values`.
     """
     block = levels.block
@@ -232,7 +232,7 @@ def wind(
         for at in (u_at, v_at):
             block.usage.leave(at, ~taken)
             flag = flag | block.suspect(at)
-    flag = flag if spoilt is None else flag | spoilt
+    flag = flag if bad is None else flag | bad
     return [
         *by_level("u_component_of_wind", u, pressure, height, flag, **where),
         *by_level("v_component_of_wind", v, pressure, height, flag, **where),

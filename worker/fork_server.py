@@ -1,7 +1,7 @@
 """Run a fork server with the decoders imported, which forks a limited child for each request.
 
 A new interpreter needs a second to import the decoders; a fork of one that has done so needs
-milliseconds. The server (`python -m worker.zygote`) is started by its owner, the process that needs
+milliseconds. The server (`python -m worker.fork_server`) is started by its owner, the process that needs
 children, at the first request, and ends with it. It has one thread, no connection but the socket to
 its owner, an environment without secrets, and never opens untrusted files: each request is executed by
 a separate child (for its limits see `worker.sandbox`), preferably a spare one that was forked in advance
@@ -113,7 +113,8 @@ class ForkServer:
             raise self._error
 
     def _keep(self, theirs: socket.socket, spawned: threading.Event) -> None:
-        command = [sys.executable, "-m", "worker.zygote", str(theirs.fileno()), str(os.getpid())]
+        options = [str(theirs.fileno()), str(os.getpid())]
+        command = [sys.executable, "-m", "worker.fork_server", *options]
         try:
             with theirs:
                 self._process = subprocess.Popen(
