@@ -183,7 +183,8 @@ def _late_jobs(queued: list[Job], patience: timedelta, now: datetime) -> list[st
     return [
         f"{one.id} has been queued for {_since(one.created, now)}"
         for one in queued
-        if one.created + patience < now and one.spec.kind != "reanalysis"  # which waits for the others
+        # A reanalysis waits for all others by design.
+        if one.created + patience < now and one.spec.kind != "reanalysis"
     ]
 
 
