@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 __all__ = ["Fork", "Preloaded"]
 
@@ -163,7 +163,7 @@ class Preloaded:
         Raises:
             ChildProcessError: If the server has ended, or cannot fork.
         """
-        request = {"arguments": [*arguments], "environment": {**environment}}
+        request: dict[str, Any] = {"arguments": [*arguments], "environment": {**environment}}
         request |= {"session": session, "umask": umask}
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = output if isinstance(output, int) else output.fileno()
@@ -233,7 +233,7 @@ class _Server:
                 self._send_exit_code(key.fileobj, *key.data)
             else:  # the owner has read the exit code or is gone: reap the zombie
                 self.selector.unregister(key.fileobj)
-                key.fileobj.close()
+                cast(socket.socket, key.fileobj).close()
                 os.waitpid(key.data, 0)
                 self.children.discard(key.data)
         return True

@@ -68,14 +68,16 @@ def warm_up(model: LatentModel) -> None:
     )
     observations, _ = observation_set(table, model, plan.times)
     settings = recommended_settings(model)
-    once: dict[str, Any] = {"iterations": 1} if hasattr(settings.guidance, "iterations") else {}
+    guidance: Any = settings.guidance
+    if hasattr(guidance, "iterations"):
+        guidance = replace(guidance, iterations=1)
     settings = replace(
         settings,
         sampler=replace(settings.sampler, steps=1),
         warm=replace(settings.warm, steps=1),
         entry=replace(settings.entry, steps=1),
         prior_solve=replace(settings.prior_solve, iterations=1, steps=1, member_iterations=1),
-        guidance=replace(settings.guidance, **once),
+        guidance=guidance,
     )
     assimilate(model, observations.to(model.dtype, model.device), plan, 1, 0, settings=settings)
 
