@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -45,9 +46,13 @@ class Up:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def child(self, *words: str) -> psutil.Process:
-        return next(
-            p for p in psutil.Process(self.process.pid).children() if set(words) <= set(p.cmdline())
-        )
+        """The process of a part by words of its command, which its own children share."""
+        found = {}
+        for process in self.children():
+            with suppress(psutil.Error):  # it has ended
+                if set(words) <= set(process.cmdline()):
+                    found[process.pid] = process
+        return next(one for one in found.values() if one.ppid() not in found)
 
     def interrupt(self) -> int:
         """Send what Ctrl-C sends, and return the exit code."""
