@@ -33,7 +33,7 @@ from service.maps.requests import Canvas, FieldRequest, Statistic
 from service.query_parameters import parse_interval
 from worker.results.catalogue import Catalogue
 
-__all__ = ["SYSTEMS", "Drawing", "MapLayer", "Pixels", "area_of", "values_at"]
+__all__ = ["SYSTEMS", "Drawing", "MapLayer", "Pixels", "area_of", "as_jpeg", "values_at"]
 
 Float = NDArray[np.float64]
 
@@ -244,6 +244,12 @@ def _readable(units: str) -> str:
     """Return units as people write them: "m s⁻¹" of "m s-1"."""
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     return units if units == "1" else re.sub(r"-?\d", lambda m: m[0].translate(raised), units)
+
+
+def as_jpeg(png: bytes) -> bytes:
+    """Return a picture without transparent pixels as JPEG."""
+    image = Image.open(BytesIO(png)).convert("RGB")
+    return _written(lambda stream: image.save(stream, "JPEG", quality=95))
 
 
 def _written(write: Callable[[BytesIO], Any]) -> bytes:

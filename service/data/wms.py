@@ -12,14 +12,22 @@ Reference:
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
 from model.domain.errors import InvalidInput
-from service.data.drawing import SYSTEMS, Drawing, MapLayer, Pixels, area_of, values_at
+from service.data.drawing import (
+    SYSTEMS,
+    Drawing,
+    MapLayer,
+    Pixels,
+    area_of,
+    as_jpeg,
+    values_at,
+)
 from service.maps.collections import ResultCollection, describe_collections
 from service.maps.requests import Canvas, parse_statistic
 
@@ -30,6 +38,7 @@ STYLES = ("mean", "spread")
 """Styles that are listed, the first for `default`; every statistic of `/v1/fields` is one."""
 
 _NORTH_FIRST = ("EPSG:4326",)
+_FORMATS = ("image/png", "image/jpeg")
 _INFO = ("application/json", "text/plain")
 
 
@@ -62,7 +71,7 @@ class WebMaps:
         if request == "getcapabilities":
             return self._capabilities(address), "text/xml"
         if request == "getmap":
-            return self._map(query), "image/png"
+            return self._map(query)
         if request == "getlegendgraphic":
             layer = self._layer(query, query.get("layer", ""))
             return self.drawing.legend(self.drawing.request(layer, "time")), "image/png"
@@ -89,18 +98,23 @@ class WebMaps:
             _number(query, "elevation", None),
         )
 
-    def _map(self, query: Mapping[str, str]) -> bytes:
-        form = query.get("format") or "image/png"
-        if form.partition(";")[0].strip() != "image/png":
+    def _map(self, query: Mapping[str, str]) -> tuple[bytes, str]:
+        asked = query.get("format") or _FORMATS[0]
+        form = asked.partition(";")[0].strip()
+        if form not in _FORMATS:
             raise InvalidInput(
-                f"Expected 'format' to be image/png; got '{form[:80]}'.", field="format"
+                f"Expected 'format' to be {' or '.join(_FORMATS)}; got '{asked[:80]}'.",
+                field="format",
             )
         layers = query.get("layers", "").split(",")
         if len(layers) != 1:
             raise InvalidInput(f"Expected one layer; got {len(layers)}.", field="layers")
         canvas = _canvas(query)
         request = self.drawing.request(self._layer(query, layers[0]), "time")
-        return self.drawing.picture(request, canvas)
+        if form == "image/jpeg":  # which cannot be transparent
+            opaque = replace(canvas, background=canvas.background or (255, 255, 255))
+            return as_jpeg(self.drawing.picture(request, opaque)), form
+        return self.drawing.picture(request, canvas), form
 
     def _info(self, query: Mapping[str, str]) -> tuple[bytes, str]:
         form = query.get("info_format") or _INFO[0]
@@ -185,7 +199,7 @@ def _document(address: str, layers: str) -> str:
     )
     requests = {
         "GetCapabilities": ("text/xml",),
-        "GetMap": ("image/png",),
+        "GetMap": _FORMATS,
         "GetFeatureInfo": _INFO,
     }
     offered = "".join(

@@ -9,6 +9,7 @@ import numpy as np
 import published
 import pyproj
 import pytest
+import rasterio
 import xarray as xr
 from gateway_process import GatewayProcess
 from owslib.util import ServiceException
@@ -89,11 +90,54 @@ def test_a_client_finds_the_layers_and_their_dimensions(gateway, field) -> None:
     assert Image.open(BytesIO(image.read())).size == (90, 45)
 
 
+GDAL_SERVICE = """<GDAL_WMS>
+<Service name="WMS">
+<Version>1.3.0</Version><ServerUrl>{url}?elevation=850&amp;</ServerUrl><CRS>EPSG:4326</CRS>
+<BBoxOrder>yxYX</BBoxOrder><ImageFormat>image/png</ImageFormat><Layers>wm-an/t</Layers>
+</Service>
+<DataWindow>
+<UpperLeftX>-180</UpperLeftX><UpperLeftY>90</UpperLeftY><LowerRightX>180</LowerRightX>
+<LowerRightY>-90</LowerRightY><SizeX>360</SizeX><SizeY>180</SizeY>
+</DataWindow>
+<BandsCount>3</BandsCount>
+</GDAL_WMS>"""
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_gdal_lists_and_draws_the_layers_as_qgis_does(gateway, field) -> None:
+    url = f"{gateway.url}/ogc/wms"
+    with rasterio.open(f"WMS:{url}?SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities") as found:
+        (listed,) = (name for name in found.subdatasets if "LAYERS=filtering%2Ft&" in name)
+    with rasterio.open(listed) as layer:
+        assert layer.crs.to_epsg() == 4326 or "CRS84" in layer.crs.to_wkt()
+        assert layer.bounds == (-180.0, -90.0, 180.0, 90.0)
+        assert layer.read(1, out_shape=(45, 90)).std() > 1.0
+    with rasterio.open(GDAL_SERVICE.format(url=url)) as layer:
+        pixels = layer.read()
+    for lat, lon in ((60.5, -99.5), (-20.5, 30.5), (0.5, 170.5), (44.5, 9.5)):
+        got = pixels[:, int(90 - lat), int(180 + lon)].astype(int)
+        assert np.abs(got - colour(field, gateway, lat, lon)).max() <= 3, (lat, lon)
+
+
 def test_defaults_may_be_named(gateway, field) -> None:
     asked = {"crs": "CRS:84", "bbox": "-180,-90,180,90"}
     unnamed = picture(gateway, **asked)
     for named in ({"styles": "default"}, {"time": "current"}, {"time": TIME, "styles": "mean"}):
         assert (picture(gateway, **asked, **named) == unnamed).all(), named
+
+
+def test_jpeg_has_the_colours_of_png(gateway, field) -> None:
+    asked = {"service": "WMS", "request": "GetMap", "layers": "wm-an/t", "elevation": 850}
+    asked |= {"crs": "CRS:84", "bbox": "-60,-30,60,90", "width": 64, "height": 64}
+    png, jpeg = (
+        httpx.get(f"{gateway.url}/ogc/wms", params={**asked, "format": form, "transparent": "true"})
+        for form in ("image/png", "image/jpeg")
+    )
+    assert jpeg.headers["content-type"] == "image/jpeg"
+    images = [Image.open(BytesIO(answer.content)) for answer in (png, jpeg)]
+    assert images[1].format == "JPEG"
+    exact, close = (np.array(image.convert("RGB")).astype(int) for image in images)
+    assert np.abs(exact - close).mean() < 3.0
 
 
 def test_extents_are_in_the_axes_of_each_system(gateway, field) -> None:
@@ -146,7 +190,7 @@ def test_value_under_a_pixel_and_legend(gateway, field) -> None:
         ({"time": "2020-01-01T00:00:00Z"}, "InvalidDimensionValue", "time"),
         ({"elevation": "700"}, "InvalidDimensionValue", "500, 850"),
         ({"elevation": "up"}, "InvalidDimensionValue", "number"),
-        ({"format": "image/jpeg"}, "InvalidFormat", "image/png"),
+        ({"format": "image/gif"}, "InvalidFormat", "image/png or image/jpeg"),
         ({"bgcolor": "red"}, "invalid_input", "0xRRGGBB"),
         ({"request": "GetFeatureInfo", "i": 9, "j": 0}, "InvalidPoint", "0 to 8"),
     ],
