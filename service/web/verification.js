@@ -161,7 +161,9 @@ async function refresh() {
   showCalls(byId("outside"), "analyses outside their control limits", [{ url: limits.url }]);
 }
 
-const axisUnits = ({ variable }) => view().units ?? (variable === ALL ? RATIO : unitsOf(units[variable] ?? ""));
+// A mass fraction has the unit 1, which says nothing on an axis.
+const unitsOnAxis = (variable) => unitsOf(variable === "specific_humidity" ? "kg kg-1" : units[variable] ?? "");
+const axisUnits = ({ variable }) => view().units ?? (variable === ALL ? RATIO : unitsOnAxis(variable));
 
 let shown = []; // what each panel is about, and the panel
 function draw(rows, { analyses: flagged, lines }, ranks, to) {
