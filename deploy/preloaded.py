@@ -25,11 +25,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, cast
 
-__all__ = ["Fork", "Preloaded"]
+__all__ = ["Fork", "Preloaded", "die_with_parent"]
 
 _MESSAGE = 131_072  # maximum size of a request in bytes; most of it is the environment
 _PATIENCE = 60.0  # seconds to import modules, on a slow disk
 _PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have this child receive a signal when the process that started it dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 class Fork:
@@ -95,11 +101,11 @@ class Fork:
                 signal.pidfd_send_signal(self._process, number)
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM, unless it has ended."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Send SIGKILL, unless it has ended."""
         self.send_signal(signal.SIGKILL)
 
 
@@ -274,7 +280,7 @@ def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending:
     """Turn this child into the requested process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ending)
+    die_with_parent(ending)
     if os.getppid() != server:  # the server ended before prctl
         os._exit(1)
     if asked["session"]:

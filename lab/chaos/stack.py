@@ -21,7 +21,8 @@ import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
-from deploy.local import PROCESSES, die_with_parent
+from deploy.local import PROCESSES
+from deploy.preloaded import die_with_parent
 from lab.chaos.plan import BROKER_CUTS, KILLS, PARTS, Fault, FaultKind
 from model.domain.errors import AppaError
 from worker.contract.clock import CLOCK_VARIABLE, Clock, clock_text

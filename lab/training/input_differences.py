@@ -42,14 +42,9 @@ class InputDifferences(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = channels
-        matrix = torch.zeros(states, states, dtype=torch.float64)
-        kept = reference % states
-        for row in range(states):
-            # Each row is a difference of neighbours, on the side of the reference.
-            other = row + 1 if row < kept else row - 1
-            matrix[row, row] = 1.0 if row == kept else -scale if row < kept else scale
-            if row != kept:
-                matrix[row, other] = -matrix[row, row]
+        kept, alone = reference % states, torch.eye(states, dtype=torch.float64)
+        steps = scale * alone.diff(dim=0)  # each state minus the one before it
+        matrix = torch.cat([steps[:kept], alone[kept : kept + 1], steps[kept:]])
         self.register_buffer("differences", matrix.float(), persistent=False)
         self.register_buffer("inverse", torch.linalg.inv(matrix).float(), persistent=False)
 
