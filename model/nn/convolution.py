@@ -47,7 +47,8 @@ class Conv2d(nn.Conv2d):
         """Map (N, C, H, W) to (N, C', H', W')."""
         if self.weight.requires_grad or self.stride != (1, 1) or not plain_autograd(x):
             return super().forward(x)
-        fixed = FixedConvolution(self.weight, _padding(self), product_type(x))
+        kind = product_type(x)
+        fixed = FixedConvolution(self.weight, _padding(self), kind, groups=self.groups)
         y: Tensor = fixed_convolution(x, fixed, self.bias)
         return y
 

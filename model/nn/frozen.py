@@ -2,8 +2,9 @@
 
 Guidance needs products with the Jacobian of the decoder, taken as the adjoint of the adjoint.
 torch's double backward of a convolution then also computes the gradient of the weights, frozen
-or not, which doubles the work. A convolution with fixed weights is linear, so the adjoint of its
-adjoint is the convolution itself, and nothing else has to be computed or kept.
+or not, which doubles the work, and splits a depthwise convolution into one per channel. A
+convolution with fixed weights is linear, so the adjoint of its adjoint is the convolution itself,
+and nothing else has to be computed or kept.
 
 A residual block x + conv(SiLU(conv(norm(x)))) is linearised as a whole: the graphs keep only its
 input, and the hidden image where that is small.
@@ -12,7 +13,7 @@ input, and the hidden image where that is small.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,11 +56,12 @@ class FixedConvolution:
     weight: Tensor
     padding: tuple[int, int]
     kind: torch.dtype
+    groups: int = field(default=1, kw_only=True)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = None if bias is None else bias.to(self.kind)
         weight = self.weight.to(self.kind)
-        return F.conv2d(x.to(self.kind), weight, bias, padding=self.padding)
+        return F.conv2d(x.to(self.kind), weight, bias, padding=self.padding, groups=self.groups)
 
     def adjoint(self, gradient: Tensor, size: torch.Size, stride: tuple[int, ...]) -> Tensor:
         """Return the adjoint's product with `gradient`, for an input of this size and stride."""
@@ -67,7 +69,7 @@ class FixedConvolution:
         image = gradient.new_empty_strided(size, stride)
         one, zero = [1, 1], [0, 0]
         adjoint: Tensor = torch.ops.aten.convolution_backward(
-            gradient, image, weight, None, one, self.padding, one, False, zero, 1,
+            gradient, image, weight, None, one, self.padding, one, False, zero, self.groups,
             [True, False, False],
         )[0]  # fmt: skip
         return adjoint

@@ -11,6 +11,8 @@ import torch
 
 from model.backbone import Backbone, BackboneConfig
 from model.domain.errors import ConfigurationError, InvalidInput
+from model.guidance.solvers import Tangent
+from model.nn import frozen
 from model.nn.embedding import date_features, year_progress
 from model.nn.transformer import LocalMixing, rotate
 
@@ -231,3 +233,33 @@ def test_local_mixing_by_zero_is_the_block_without_it():
     x = blankets()
     t = torch.tensor([0.3, -1.0], dtype=torch.float64)
     torch.testing.assert_close(mixed(x, t, DATE), plain(x, t, DATE))
+
+
+def test_products_with_the_jacobian_of_frozen_blocks_are_slopes_and_gradients():
+    model = build(replace(TINY, local_size=3)).requires_grad_(False)
+    x, t = blankets(), torch.tensor([0.3, -1.0], dtype=torch.float64)
+
+    def f(z):
+        return model(z, t, DATE).flatten(1)
+
+    with frozen.linearising():
+        point = Tangent(f, x)
+    random = torch.Generator().manual_seed(4)
+    u = torch.randn(x.shape, dtype=torch.float64, generator=random)
+    w = torch.randn(point.y.shape, dtype=torch.float64, generator=random)
+    slope = (f(x + 1e-6 * u) - f(x - 1e-6 * u)) / 2e-6
+    torch.testing.assert_close(point.jvp(u), slope, rtol=1e-6, atol=1e-7)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(leaf), leaf, w)
+    torch.testing.assert_close(point.vjp(w), gradient)
+
+
+def test_local_mixing_is_linearised_without_splitting_its_channels():
+    model = build(replace(TINY, local_size=3)).requires_grad_(False)
+    t = torch.tensor([0.3, -1.0], dtype=torch.float64)
+    point = Tangent(lambda z: model(z, t, DATE).flatten(1), blankets())
+    point.vjp(torch.ones_like(point.y))
+    with torch.profiler.profile() as profile:
+        point.jvp(torch.ones_like(point.x))
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::convolution"] == len(model.blocks)
