@@ -44,8 +44,10 @@ METHOD = (
 MANTISSA = 23
 INFORMATION = 0.99
 FRACTION = 0.1
-SAMPLE = 1 << 15
+SAMPLE = 1 << 13
 """Number of values sampled, among which a thousandth of a bit of information is significant."""
+SAMPLED_ROWS = 24
+"""Rows sampled at least, however wide: fewer would leave out whole latitudes."""
 
 Float = NDArray[np.float32]
 
@@ -79,7 +81,7 @@ def _used(values: Float) -> NDArray[np.bool_]:
 
 def sampled_rows(count: int, width: int) -> NDArray[np.int64]:
     """Return the rows to sample, spread evenly over `count` rows of `width` values."""
-    looked_at = min(count, max(1, SAMPLE // width))
+    looked_at = min(count, max(SAMPLED_ROWS, SAMPLE // width))
     return np.linspace(0, count - 1, looked_at).astype(np.int64)
 
 
