@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from lab.training.denoiser_batches import AnalysisErrors, Batches
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
+from lab.training.error_weights import measure_error_weights
 from lab.training.input_differences import learn_differences, restore_inputs
 from lab.training.latent_years import LatentYears, read_latents
 from lab.training.loop import MatrixOptimiser, averaged
@@ -58,6 +59,8 @@ __all__ = [
 
 PART_BYTES = 16_000_000
 KEEP_SECONDS = 60
+CYCLED_SHARE, CYCLED_NOISE = 0.75, 0.4
+"""Share of known states and their noise level in the forecasts of cycles, whose errors give the weights."""
 OPEN_GATE = 0.5
 """Initial gate of each block, the weight of its output."""
 Log = Callable[[dict[str, Any]], None]
@@ -87,6 +90,8 @@ class Session:
         ema_decay: Of the averaged weights.
         sigma: Lowest and highest noise level, drawn log-uniformly.
         unequal: Share of a batch whose states carry different noise.
+        weighted: Whether a resumed session weights errors by the size that those of its network
+            have in forecasts (`lab.training.error_weights`).
         compiled: Whether blocks are compiled.
         steps: At most, in this session; None for as many as the minutes allow.
     """
@@ -109,6 +114,7 @@ class Session:
     ema_decay: float = 0.995
     sigma: tuple[float, float] = (0.08, 5.0)
     unequal: float = 0.5
+    weighted: bool = False
     compiled: bool = False
     steps: int | None = None
 
@@ -210,6 +216,12 @@ def train(
     ema = averaged(backbone, settings.ema_decay)
     optimiser = MatrixOptimiser(backbone, settings.matrix_rate, settings.learning_rate)
     step, seen = _resume(output / "state.pt", backbone, ema, optimiser)
+    precision = native_precision(torch.device(settings.device))
+    weights = None
+    if settings.weighted and step:
+        network = BlanketDenoiser(ema.module, base, precision)
+        known = int(CYCLED_SHARE * model.blanket_size)
+        weights = measure_error_weights(network, data, known, CYCLED_NOISE)
     if settings.compiled:
         backbone.compile_blocks()
     batches = Batches(
@@ -223,7 +235,6 @@ def train(
         errors=errors,
     )
     device = torch.device(settings.device)
-    precision = native_precision(device)
     began, kept, counted, total = time.monotonic(), time.monotonic(), 0, 0.0
     last = math.inf if settings.steps is None else step + settings.steps
     while (now := time.monotonic()) < deadline and step < last:
@@ -231,7 +242,10 @@ def train(
         batch = batches.draw(step)
         with reduced_precision(device, precision):
             correction = backbone(batch.seen, batch.noise_time, batch.date)
-        loss = (batch.weight * (correction.float() - batch.target).square()).mean()
+        error = correction.float() - batch.target
+        if weights is not None:
+            error = weights(error)
+        loss = (batch.weight * error.square()).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
         optimiser.step(_rate(settings, step, share))
@@ -420,6 +434,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--unequal", type=float)
     parser.add_argument("--compiled", action="store_true", help="compile the blocks")
+    parser.add_argument("--weighted", action="store_true", help="weight errors by their size")
     options = vars(parser.parse_args())
     # By default jax would take all of the memory, which torch needs as well.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -2,8 +2,9 @@
 
 import json
 import math
+import time
 from copy import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -178,6 +179,22 @@ def test_a_session_goes_on_where_it_ended(model, tmp_path):
     assert about == {"note": 1}
     for name, value in denoiser.backbone.state_dict().items():
         torch.testing.assert_close(weights[name].float(), value, rtol=1e-3, atol=1e-3)
+
+
+def test_a_resumed_session_weights_errors_by_their_size(model, tmp_path):
+    settings = Session(minutes=1, batch=2, width=16, depth=1, warmup=2, steps=3)
+    data = drawn_from(model.denoise.base, 40)
+    trained = {}
+    for weighted in (False, True):
+        folder = tmp_path / str(weighted)
+        folder.mkdir()
+        deadline = time.monotonic() + 60
+        train(settings, model, data, folder, deadline, print)
+        resumed = replace(settings, weighted=weighted)
+        denoiser = train(resumed, model, data, folder, deadline, print)
+        trained[weighted] = denoiser.backbone.out_proj.weight.detach()
+    assert all(bool(weight.isfinite().all()) for weight in trained.values())
+    assert not torch.equal(trained[False], trained[True])
 
 
 def test_a_bundle_adopts_the_denoiser_of_a_session(model, tmp_path):
