@@ -50,6 +50,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "reanalyse": ("deploy.commands.reanalyse:app", "A past period in windows side by side."),
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
     "catalogue": ("deploy.commands.results:catalogue_app", "Published results: show, rebuild."),
+    "policies": ("deploy.commands.policies:policies_app", "Check policy files before they count."),
     "retention": ("deploy.commands.results:retention_app", "What is kept for how long; pins."),
     "backup": ("deploy.commands.backup:backup_app", "Copy records, keys, policies; not the bulk."),
     "restore": ("deploy.commands.backup:restore_app", "Put a backup back; is all there?"),
@@ -70,7 +71,7 @@ GROUPS: dict[str, tuple[str, str]] = {
 EXTRAS: dict[str, str] = {
     **dict.fromkeys(("up", "demo", "rehearse", "chaos"), "local"),
     **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
-    **dict.fromkeys(("observations", "sources", "worker", "workers"), "ingest"),
+    **dict.fromkeys(("observations", "sources", "worker", "workers", "policies"), "ingest"),
     **dict.fromkeys(("restore", "recover", "export", "deny"), "ingest"),
     "train": "lab",
     "gateway": "data",
