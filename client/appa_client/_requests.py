@@ -36,6 +36,7 @@ __all__ = [
     "list_analyses",
     "list_cycles",
     "list_deliveries",
+    "retry_delivery",
     "list_batches",
     "list_jobs",
     "list_verification",
@@ -300,6 +301,11 @@ def create_webhook(
 def list_deliveries(webhook_id: str, limit: int) -> Call:
     """Read the newest messages of a webhook."""
     return Call("GET", f"/v1/webhooks/{webhook_id}/deliveries", _given(limit=limit))
+
+
+def retry_delivery(webhook_id: str, event_id: str) -> Call:
+    """Send a message of a webhook again that was given up."""
+    return Call("POST", f"/v1/webhooks/{webhook_id}/deliveries/{event_id}/retry")
 
 
 def require_success(job: Job) -> Job:

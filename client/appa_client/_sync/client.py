@@ -527,6 +527,10 @@ class AppaClient:
         messages = self._json(calls.list_deliveries(webhook_id, limit))
         return [Delivery.model_validate(message) for message in messages]
 
+    def retry_delivery(self, webhook_id: str, event_id: str) -> Delivery:
+        """Send a message again that was given up, under the same id; one that waits is returned."""
+        return Delivery.model_validate(self._json(calls.retry_delivery(webhook_id, event_id)))
+
     # -- the system
 
     def capabilities(self) -> dict[str, Any]:
