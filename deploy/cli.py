@@ -34,6 +34,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "verify": ("deploy.commands.verify:app", "Skill against truth and observations."),
     "status": ("deploy.commands.status:status_app", "What runs, what is late, the last analysis."),
     "jobs": ("deploy.commands.records:jobs_app", "List, show and cancel jobs."),
+    "uploads": ("deploy.commands.records:uploads_app", "List uploads of observations."),
     "analyses": ("deploy.commands.records:analyses_app", "List and show analyses."),
     "doctor": ("deploy.commands.doctor:doctor_app", "Examine this machine: what to mend, and how."),
     "submit": ("deploy.commands.client:submit_app", "Submit a job to a running system."),

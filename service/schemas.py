@@ -275,7 +275,7 @@ class BatchPage(BaseModel):
 
     items: list[BatchView]
     next_cursor: str | None = Field(default=None, description=_NEXT)
-    total: int = Field(description="Number of matching uploads.")
+    total: int = Field(description="Number of uploads of this state and sender, of any time.")
 
 
 class CyclePage(BaseModel):

@@ -183,9 +183,24 @@ def upload(
     return Call("POST", "/v1/observations", params, headers)
 
 
-def list_batches(state: str | None, limit: int) -> Call:
-    """Return the request for the newest `limit` uploads, of one state if given."""
-    return Call("GET", "/v1/batches", _given(state=state, limit=limit))
+def list_batches(
+    state: str | None = None,
+    sender: str | None = None,
+    arrived_from: datetime | str | None = None,
+    arrived_to: datetime | str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> Call:
+    """Read a page of uploads, newest first."""
+    params = _given(
+        state=state,
+        sender=sender,
+        arrived_from=arrived_from,
+        arrived_to=arrived_to,
+        limit=limit,
+        cursor=cursor,
+    )
+    return Call("GET", "/v1/batches", params)
 
 
 def query_observations(format: str, **filters: Any) -> Call:

@@ -180,9 +180,14 @@ class AsyncAppaClient:
         """Return an upload in its present state."""
         return Batch.model_validate(await self._get(f"/v1/observations/{batch_id}"))
 
-    async def batches(self, *, state: str | None = None, limit: int = 50) -> list[Batch]:
-        """Return the newest uploads, newest first."""
-        page = await self._json(calls.list_batches(state, limit))
+    async def batches(self, **filters: Any) -> list[Batch]:
+        """Return uploads, newest first.
+
+        Arguments:
+            filters: `state`, `sender` (id of an API key, or `-` for what came without one),
+                `arrived_from`, `arrived_to`, `limit`.
+        """
+        page = await self._json(calls.list_batches(**filters))
         return [Batch.model_validate(item) for item in page["items"]]
 
     async def retry_batch(self, batch_id: str) -> Batch:

@@ -180,9 +180,14 @@ class AppaClient:
         """Return an upload in its present state."""
         return Batch.model_validate(self._get(f"/v1/observations/{batch_id}"))
 
-    def batches(self, *, state: str | None = None, limit: int = 50) -> list[Batch]:
-        """Return the newest uploads, newest first."""
-        page = self._json(calls.list_batches(state, limit))
+    def batches(self, **filters: Any) -> list[Batch]:
+        """Return uploads, newest first.
+
+        Arguments:
+            filters: `state`, `sender` (id of an API key, or `-` for what came without one),
+                `arrived_from`, `arrived_to`, `limit`.
+        """
+        page = self._json(calls.list_batches(**filters))
         return [Batch.model_validate(item) for item in page["items"]]
 
     def retry_batch(self, batch_id: str) -> Batch:
