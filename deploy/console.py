@@ -5,7 +5,7 @@ Times are read as people type them: `2003-10-01T06`, `20031001T06`, with or with
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,7 @@ __all__ = [
     "out",
     "print_json",
     "progress_aside",
+    "retry_each",
     "short_time",
     "step_progress",
     "transfer_progress",
@@ -113,6 +114,37 @@ def gateway_client(url: str, key: str | None) -> Iterator[AppaClient]:
         err.print("[bold red]error[/]: ", end="")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+def retry_each(
+    names: Iterable[str], act: Callable[[str], str], *, field: str, as_json: bool
+) -> None:
+    """Call `act` with each name, and print the state that it returns or why it was refused.
+
+    Arguments:
+        names: Ids of records.
+        act: Asks the gateway to try one again.
+        field: What names are called in JSON.
+        as_json: Whether to print JSON.
+
+    Raises:
+        Exit: With status 1, after all of them, if one was refused.
+    """
+    done: list[dict[str, str]] = []
+    for name in names:
+        try:
+            done.append({field: name, "state": act(name)})
+        except GatewayError as error:
+            done.append({field: name, "error": str(error)})
+    if as_json:
+        print_json(done)
+    else:
+        for entry in done:
+            typer.echo(f"{entry[field]}: {entry.get('state') or entry['error']}")
+        if not done:
+            typer.echo("nothing to try again")
+    if any("error" in entry for entry in done):
+        raise typer.Exit(1)
 
 
 def utc_time(text: str) -> datetime:

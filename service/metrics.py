@@ -4,7 +4,7 @@ Besides counters of requests: the cycles (age of the newest analyses, open ones)
 retention, and the quality of the newest cycled analyses.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -14,8 +14,10 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from model.domain.errors import StorageError
+from service.keys import ApiKey, Scope
 from service.work_metrics import WorkMetrics
 from worker.contract import clock
+from worker.contract.batches import BatchStore
 from worker.contract.cycles import CycleState, CycleStore, Flavour
 from worker.contract.disk import DiskSettings, disk_state
 from worker.contract.feeds import SourceStatus
@@ -278,6 +280,42 @@ _SOURCE_COUNTERS: tuple[tuple[str, str, Callable[[SourceStatus], float]], ...] =
 )
 
 
+class SenderMetrics(Collector):
+    """When each API key that may upload last sent something new, from the records of uploads."""
+
+    def __init__(self) -> None:
+        self._last: Mapping[str, float] = {}
+
+    def set(self, batches: BatchStore, keys: Iterable[ApiKey]) -> None:
+        """Read the newest upload of each key; one that was revoked leaves nothing behind.
+
+        Raises:
+            RedisError: If the server cannot be reached.
+        """
+        last: dict[str, float] = {}
+        for key in keys:
+            if key.allows(Scope.OBSERVATIONS_WRITE):
+                for newest in batches.page(owners={key.id}, limit=1).items:
+                    arrived = newest.created.timestamp()
+                    last[key.name] = max(arrived, last.get(key.name, arrived))
+        self._last = last
+
+    def clear(self) -> None:
+        """Forget what was read last, so that stale times are not reported."""
+        self._last = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family, with a sample for each name of a key."""
+        gauge = GaugeMetricFamily(
+            "appa_sender_last_upload_timestamp_seconds",
+            "When a key last sent new content, in seconds since 1970.",
+            labels=("key",),
+        )
+        for name, when in self._last.items():
+            gauge.add_metric((name,), when)
+        yield gauge
+
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -334,6 +372,8 @@ class GatewayMetrics:
         )
         self.sources = SourceMetrics()
         self.registry.register(self.sources)
+        self.senders = SenderMetrics()
+        self.registry.register(self.senders)
         self.disk = DiskMetrics(self.registry)
         self.verification = VerificationMetrics(self.registry)
         self.challenger = ChallengerMetrics(self.registry)

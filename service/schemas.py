@@ -275,7 +275,7 @@ class BatchPage(BaseModel):
 
     items: list[BatchView]
     next_cursor: str | None = Field(default=None, description=_NEXT)
-    total: int = Field(description="Number of matching uploads.")
+    total: int = Field(description="Number of uploads of this state and sender, of any time.")
 
 
 class CyclePage(BaseModel):
@@ -444,5 +444,8 @@ class DeliveryView(View):
     created: datetime = Field(description="When it was queued (UTC).")
     state: DeliveryState = Field(description="Present state.")
     attempts: list[AttemptView] = Field(description="Attempts so far, oldest first.")
+    earlier: int = Field(
+        description="How many of them were made before it was given up and asked for again."
+    )
     next_attempt: datetime | None = Field(description="When it is retried (UTC); null if never.")
     body: str = Field(description="The signed text.")

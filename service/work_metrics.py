@@ -8,7 +8,7 @@ Every gateway shows the same values; queries take their maximum over the gateway
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -51,6 +51,10 @@ _GAUGES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "appa_wis2_waiting": ("Results whose announcement is not confirmed.", ()),
     "appa_wis2_oldest_seconds": ("For how long the oldest of these has waited.", ()),
+    "appa_network_last_stored_timestamp_seconds": (
+        "When values of the network were last stored, in seconds since 1970.",
+        ("network",),
+    ),
     "appa_cycle_lateness_seconds": (
         "Since the cut-off of the unfinished cycle that waits longest; those caught up are not late.",
         ("flavour",),
@@ -83,7 +87,7 @@ class WorkMetrics(Collector):
         self._values = [build, ("appa_broker_up", (), 0.0)]
         try:
             self._counted.read()
-            values = [*self._queues(), *self._workers(), *self._cycles()]
+            values = [*self._queues(), *self._workers(), *self._networks(), *self._cycles()]
         except RedisError:
             self._counted.clear()
             raise
@@ -119,6 +123,11 @@ class WorkMetrics(Collector):
             yield "appa_process_resident_memory_bytes", labels, float(size)
         for report in reports:
             yield from _figures(report)
+
+    def _networks(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
+        stored: Any = self._stores.redis.hgetall(self._stores.keys.arrivals)
+        for network, when in stored.items():
+            yield "appa_network_last_stored_timestamp_seconds", (network,), float(when)
 
     def _cycles(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
         states = [CycleState.DUE, CycleState.SUBMITTED]

@@ -227,7 +227,8 @@ class WebhookSender:
     def _settle(self, webhook: Webhook, delivery: Delivery, attempt: Attempt) -> None:
         state, pause = DeliveryState.DELIVERED, None
         if attempt.error:
-            pause = pause_after(len(delivery.attempts) + 1, self.settings)
+            made = len(delivery.attempts) - delivery.earlier + 1
+            pause = pause_after(made, self.settings)
             pause = None if attempt.status == _GONE else pause
             state = DeliveryState.FAILED if pause is None else DeliveryState.PENDING
         self.store.settle(delivery, attempt, state, pause)

@@ -36,6 +36,7 @@ __all__ = [
     "list_analyses",
     "list_cycles",
     "list_deliveries",
+    "retry_delivery",
     "list_batches",
     "list_jobs",
     "list_verification",
@@ -182,9 +183,24 @@ def upload(
     return Call("POST", "/v1/observations", params, headers)
 
 
-def list_batches(state: str | None, limit: int) -> Call:
-    """Return the request for the newest `limit` uploads, of one state if given."""
-    return Call("GET", "/v1/batches", _given(state=state, limit=limit))
+def list_batches(
+    state: str | None = None,
+    sender: str | None = None,
+    arrived_from: datetime | str | None = None,
+    arrived_to: datetime | str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> Call:
+    """Read a page of uploads, newest first."""
+    params = _given(
+        state=state,
+        sender=sender,
+        arrived_from=arrived_from,
+        arrived_to=arrived_to,
+        limit=limit,
+        cursor=cursor,
+    )
+    return Call("GET", "/v1/batches", params)
 
 
 def query_observations(format: str, **filters: Any) -> Call:
@@ -300,6 +316,11 @@ def create_webhook(
 def list_deliveries(webhook_id: str, limit: int) -> Call:
     """Read the newest messages of a webhook."""
     return Call("GET", f"/v1/webhooks/{webhook_id}/deliveries", _given(limit=limit))
+
+
+def retry_delivery(webhook_id: str, event_id: str) -> Call:
+    """Send a message of a webhook again that was given up."""
+    return Call("POST", f"/v1/webhooks/{webhook_id}/deliveries/{event_id}/retry")
 
 
 def require_success(job: Job) -> Job:

@@ -139,6 +139,7 @@ class Delivery(Answer):
         created: When it was queued.
         state: `pending`, `delivered` or `failed`.
         attempts: Attempts so far, oldest first.
+        earlier: Of these, those made before it was given up and asked for again.
         next_attempt: When it is retried; None when it is not.
         body: The signed text.
     """
@@ -149,6 +150,7 @@ class Delivery(Answer):
     created: datetime
     state: str
     attempts: list[Attempt] = []
+    earlier: int = 0
     next_attempt: datetime | None = None
     body: str
 

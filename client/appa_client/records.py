@@ -274,6 +274,7 @@ class Batch(Answer):
         options: How it is decoded: `report_type`, `errors` and options of the decoder.
         summary: Counts, once ingested.
         error: Why it was rejected or failed.
+        api_key: Id of the API key that sent it, `source:NAME` for a source, as far as the caller sees.
         request_id: Request that sent it, to quote to the operator.
     """
 
@@ -289,6 +290,7 @@ class Batch(Answer):
     options: dict[str, Any] = {}
     summary: IngestSummary | None = None
     error: Problem | None = None
+    api_key: str = ""
     request_id: str = ""
 
     @property

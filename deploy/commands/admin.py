@@ -25,6 +25,7 @@ from deploy.console import (
     key_table,
     out,
     print_json,
+    retry_each,
     short_time,
 )
 from model.domain.errors import AppaError
@@ -312,6 +313,29 @@ def remove(
         print_json(gone)
     else:
         out.print(f"removed {gone.id} ({gone.url})", markup=False, soft_wrap=True)
+
+
+@webhooks_app.command()
+def retry(
+    webhook_id: WebhookId,
+    events: Annotated[
+        list[str] | None, typer.Argument(help="Ids of events; all given up when absent.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send messages again that were given up; of the last 200. Status 1 if one is refused."""
+    with gateway_client(url, key) as client:
+        if not events:
+            newest = client.deliveries(webhook_id, 200)
+            events = [one.event_id for one in reversed(newest) if one.state == "failed"]
+        retry_each(
+            events,
+            lambda event: client.retry_delivery(webhook_id, event).state,
+            field="event_id",
+            as_json=as_json,
+        )
 
 
 @webhooks_app.command()

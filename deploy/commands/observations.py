@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from appa_client import GatewayError
 from deploy.console import (
     DEFAULT_DATA,
     DEFAULT_URL,
@@ -21,6 +20,7 @@ from deploy.console import (
     installed_layout,
     json_object,
     print_json,
+    retry_each,
     utc_time,
 )
 from model.domain.errors import AppaError, ConfigurationError
@@ -253,21 +253,13 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Have a running system ingest uploads anew that failed, were rejected, or wait after a fault."""
-    done: list[dict[str, str]] = []
     with gateway_client(url, key) as client:
-        names = batches or [batch.id for batch in client.batches(state="failed")]
-        for name in names:
-            try:
-                done.append({"batch_id": name, "state": client.retry_batch(name).state})
-            except GatewayError as error:
-                done.append({"batch_id": name, "error": str(error)})
-    if as_json:
-        print_json(done)
-    else:
-        for entry in done:
-            typer.echo(f"{entry['batch_id']}: {entry.get('state') or entry['error']}")
-    if any("error" in entry for entry in done):
-        raise typer.Exit(1)
+        retry_each(
+            batches or [batch.id for batch in client.batches(state="failed")],
+            lambda name: client.retry_batch(name).state,
+            field="batch_id",
+            as_json=as_json,
+        )
 
 
 @app.command()

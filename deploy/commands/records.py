@@ -1,14 +1,15 @@
-"""List, show and cancel jobs, and list results: `appa jobs`, `appa analyses`."""
+"""List, show and cancel jobs, list uploads and results: `appa jobs`, `appa uploads`, `appa analyses`."""
 
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from appa_client import Analysis, AppaClient, Job, JobState, NotFoundError
+from appa_client import Analysis, AppaClient, Batch, BatchState, Job, JobState, NotFoundError
 from deploy.console import (
     DEFAULT_URL,
     AsJson,
@@ -21,16 +22,21 @@ from deploy.console import (
     out,
     print_json,
     short_time,
+    utc_time,
 )
 
-__all__ = ["analyses_app", "analysis_table", "job_progress", "job_table", "jobs_app"]
+__all__ = ["analyses_app", "analysis_table", "job_progress", "job_table", "jobs_app", "uploads_app"]
 
-_COLOURS = {
+_COLOURS: dict[JobState | BatchState, str] = {
     JobState.SUCCEEDED: "green",
     JobState.FAILED: "red",
     JobState.RUNNING: "cyan",
     JobState.CANCELLED: "yellow",
     JobState.CANCELLING: "yellow",
+    BatchState.INGESTED: "green",
+    BatchState.INGESTING: "cyan",
+    BatchState.REJECTED: "yellow",
+    BatchState.FAILED: "red",
 }
 _FULL = "%Y-%m-%d %H:%M"
 
@@ -48,8 +54,8 @@ def _details(rows: Iterable[tuple[str, Any]]) -> Table:
     return table
 
 
-def _state(job: Job) -> str:
-    return f"[{_COLOURS.get(job.state, 'default')}]{job.state.value}[/]"
+def _state(record: Job | Batch) -> str:
+    return f"[{_COLOURS.get(record.state, 'default')}]{record.state.value}[/]"
 
 
 # -- jobs
@@ -159,6 +165,54 @@ def cancel_jobs(
         return
     for job in jobs:
         out.print(f"{_state(job)} {job.id}", soft_wrap=True)
+
+
+# -- uploads
+
+uploads_app = typer.Typer(help="List uploads.", no_args_is_help=True, add_completion=False)
+
+
+@uploads_app.callback()
+def _uploads() -> None:
+    """Keep `list` a subcommand."""
+
+
+def _result(batch: Batch) -> str:
+    """Return what came of an upload in a few words: its values, its error, or why it waits."""
+    if batch.summary is not None and batch.state is BatchState.INGESTED:
+        found = batch.summary
+        return f"{found.used} of {found.observations} used"
+    return batch.error.code if batch.error is not None else ""
+
+
+@uploads_app.command("list")
+def list_uploads(
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    state: Annotated[BatchState | None, typer.Option(help="Only in this state.")] = None,
+    sender: Annotated[
+        str | None,
+        typer.Option(help="Only of this API key, by its id; `-`: without a key, or of sources."),
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="Earliest arrival (UTC).")] = None,
+    end: Annotated[str | None, typer.Option(help="Latest arrival (UTC).")] = None,
+    limit: Limit = 30,
+    as_json: AsJson = False,
+) -> None:
+    """List uploads of observations, newest first."""
+    first, last = (utc_time(text) if text else None for text in (start, end))
+    with gateway_client(url, key) as client:
+        found = client.batches(
+            state=state, sender=sender, arrived_from=first, arrived_to=last, limit=limit
+        )
+    if as_json:
+        print_json(list(found))
+        return
+    table = key_table("upload", "state", "sender", "format", "result", keys=("upload", "state"))
+    for batch in found:  # the id has the time of arrival
+        about = (escape(batch.api_key), batch.container)
+        table.add_row(batch.id, _state(batch), *about, _result(batch))
+    out.print(table if found else "no uploads")
 
 
 # -- analyses

@@ -162,7 +162,7 @@ def read_yaml(path: Path, error: type[AppaError] = ConfigurationError) -> dict[s
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+    except (OSError, ValueError, yaml.YAMLError) as problem:  # ValueError: a date that is none
         raise error(f"Expected readable YAML in {path}; {problem}.", file=str(path)) from problem
     if values is None:
         return {}

@@ -372,3 +372,18 @@ def list_deliveries(
     """Return the newest messages, each with its attempts: status, error, duration."""
     messages = gateway.stores.webhooks.deliveries(webhook_id, limit)
     return [DeliveryView.model_validate(message) for message in messages]
+
+
+@webhooks_router.post(
+    "/webhooks/{webhook_id}/deliveries/{event_id}/retry",
+    status_code=202,
+    responses=problem_responses("not_found", "move_refused"),
+)
+def retry_delivery(
+    webhook_id: WebhookId,
+    event_id: Annotated[str, Path(description="Id of the event.", max_length=100)],
+    gateway: GatewayDep,
+    _: Operator,
+) -> DeliveryView:
+    """Send a message again that was given up: the same message, and as many attempts as a new one."""
+    return DeliveryView.model_validate(gateway.stores.webhooks.retry(webhook_id, event_id))

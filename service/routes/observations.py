@@ -1,7 +1,7 @@
 """Serve observations: uploads, batches, queries of stored rows, and example files."""
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
@@ -31,6 +31,7 @@ from service.upload_requests import UploadOrigin, UploadQuota, receive_batch, re
 from worker.contract.batches import BatchState
 from worker.contract.feeds import SourceStatus
 from worker.contract.kinds import UtcTime
+from worker.contract.records import NOBODY, first_id
 from worker.observations.export import ROW_FORMATS, TEMPLATES, RowFormat
 from worker.observations.formats import FORMATS
 from worker.observations.store.files import StoreFiles
@@ -320,14 +321,35 @@ def list_batches(
     gateway: GatewayDep,
     key: UploadReader,
     state: Annotated[BatchState | None, Query(description="Only uploads in this state.")] = None,
+    sender: Annotated[
+        str | None,
+        Query(
+            description="Only what this API key sent, by its id; `-`: what came without one, from "
+            "sources among it.",
+            max_length=100,
+        ),
+    ] = None,
+    arrived_from: Annotated[UtcTime | None, Query(description="Earliest arrival (UTC).")] = None,
+    arrived_to: Annotated[UtcTime | None, Query(description="Latest arrival (UTC).")] = None,
     limit: Annotated[int, Query(ge=1, le=500, description=MAX_ITEMS)] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,
 ) -> BatchPage:
     """Return the uploads that the caller sees, in any state, newest first."""
+    check_years("arrived_from", arrived_from)
+    check_years("arrived_to", arrived_to)
+    owners = key.owners
+    if sender is not None:
+        asked = frozenset({NOBODY if sender == "-" else sender})
+        owners = asked if owners is None else asked & owners
     page = gateway.stores.batches.page(
-        state=state or "", owners=key.owners, cursor=cursor or "", limit=limit
+        state=state or "",
+        owners=owners,
+        low=first_id("batch", arrived_from) if arrived_from else "",
+        high=first_id("batch", arrived_to + timedelta(milliseconds=1)) if arrived_to else "",
+        cursor=cursor or "",
+        limit=limit,
     )
     items = [BatchView.of(batch, key) for batch in page.items]
     return BatchPage(items=items, next_cursor=page.next_cursor, total=page.total)

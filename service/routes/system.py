@@ -220,8 +220,10 @@ def metrics(gateway: GatewayDep, _: MetricsReader) -> Response:
         counters.cycles.set(stores.cycles)
         counters.webhook_messages.set(stores.webhooks.waiting())
         counters.sources.set(stores.sources.read())
+        counters.senders.set(stores.batches, gateway.keys.all().values())
     except RedisError:
         counters.sources.set([])
+        counters.senders.clear()
         counters.records.clear()
         counters.cycles.count.clear()
     counters.verification.set(gateway.analyses)

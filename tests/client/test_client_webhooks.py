@@ -98,6 +98,8 @@ async def test_the_asyncio_client_has_the_same(gateway: GatewayProcess) -> None:
         assert shown.model_dump() == made.model_dump(exclude={"secret"})
         assert shown in await appa.webhooks()
         assert await appa.deliveries(made.id) == []
+        with pytest.raises(NotFoundError):
+            await appa.retry_delivery(made.id, "evt_0")
         assert await appa.delete_webhook(made.id) == shown
         with pytest.raises(NotFoundError):
             await appa.webhook(made.id)

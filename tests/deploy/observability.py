@@ -35,6 +35,15 @@ def queries() -> dict[str, str]:
 
 
 def alerts() -> list[dict]:
+    return [rule for rule in _rules() if "alert" in rule]
+
+
+def recorded() -> dict[str, str]:
+    """Expressions of the recording rules, by the names of the series that they make."""
+    return {rule["record"]: rule["expr"] for rule in _rules() if "record" in rule}
+
+
+def _rules() -> list[dict]:
     groups = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 

@@ -18,11 +18,13 @@ from tests.deploy.observability import (
     family,
     metrics_of,
     queries,
+    recorded,
 )
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
 
 GRAFANA = REPOSITORY / "deploy/grafana"
+CASES = sorted(PROMETHEUS.glob("*.test.yml"))
 
 
 def promtool(*arguments: object) -> str:
@@ -44,14 +46,14 @@ def shown() -> dict[str, str]:
 @NEEDS_PROMETHEUS
 def test_alerts_are_raised_when_they_should_be():
     promtool("check", "config", PROMETHEUS / "prometheus.yml")
-    promtool("test", "rules", PROMETHEUS / "alerts.test.yml")
+    promtool("test", "rules", *CASES)
 
 
 def test_every_alert_is_tried():
-    cases = yaml.safe_load((PROMETHEUS / "alerts.test.yml").read_text())["tests"]
     raised = {
         rule["alertname"]
-        for case in cases
+        for path in CASES
+        for case in yaml.safe_load(path.read_text())["tests"]
         for rule in case["alert_rule_test"]
         if rule["exp_alerts"]
     }
@@ -79,13 +81,27 @@ def test_the_queries_of_dashboards_are_valid(tmp_path):
 
 def test_queries_ask_for_what_is_shown_as_what_it_is(shown):
     """A name that nothing has, a rate of a gauge, or a counter without one, would show nonsense."""
-    for where, query in (queries() | {a["alert"]: a["expr"] for a in alerts()}).items():
+    asked = queries() | {a["alert"]: a["expr"] for a in alerts()} | recorded()
+    for where, query in asked.items():
         for name in metrics_of(query):
             found = family(name, set(shown))
             assert found is not None, (where, name)
             rises = shown[found] != "gauge"
             rated = re.search(rf"(rate|increase)\({name}\b", query) is not None
             assert rated == rises, (where, name, shown[found])
+
+
+def test_every_job_that_is_scraped_is_missed_when_it_is_gone():
+    """`up == 0` says nothing of a target that is not in the configuration any more."""
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    expressions = {rule["expr"] for rule in alerts()}
+    for job in (scraped["job_name"] for scraped in config["scrape_configs"]):
+        assert {f'up{{job="{job}"}} == 0', f'absent(up{{job="{job}"}})'} <= expressions
+
+
+def test_series_that_rules_ask_for_are_recorded():
+    asked = {name for rule in alerts() for name in re.findall(r"\bappa:\w+", rule["expr"])}
+    assert asked == set(recorded())
 
 
 def test_labels_of_queries_are_ones_that_the_metric_has(shown):

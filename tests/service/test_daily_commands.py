@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from appa_client import AppaClient, Cycle, Delivery, Webhook
 from deploy.commands import admin, records, results, sources, status
 from deploy.commands.cycles import cycle_table
-from deploy.commands.records import analyses_app, jobs_app
+from deploy.commands.records import analyses_app, jobs_app, uploads_app
 from deploy.commands.status import status_app
 from deploy.commands.workers import worker_table
 from service.keys import ApiKey
+from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.feeds import SourceStatus
 from worker.contract.queues import QUEUES, SCHEDULER, WorkerReport
 from worker.contract.records import Problem, new_id
@@ -68,6 +69,49 @@ def test_jobs_are_listed_with_whole_ids(client: AppaClient, stores) -> None:
     assert ids[0] in [j["id"] for j in running]
     for job_id in ids:
         stores.jobs.cancel(job_id)
+
+
+def test_uploads_are_listed_by_state_sender_and_arrival(client: AppaClient, stores) -> None:
+    """Times of 2012, when nothing else in this gateway arrived."""
+    hours = [datetime(2012, 1, 1, hour, tzinfo=UTC) for hour in range(4)]
+    senders = ("k7", "k7", "source:wis2", "k8")
+    sent = [
+        BatchRecord(
+            id=new_id("batch", hour),
+            created=hour,
+            sha256=f"{number:032d}" * 2,
+            size=700,
+            container="bufr",
+            api_key=sender,
+        )
+        for number, (hour, sender) in enumerate(zip(hours, senders, strict=True))
+    ]
+    for one in sent:
+        stores.batches.create(one)
+    held = [stores.batches.claim(one.id, "w", timedelta(seconds=30)) for one in sent[:2]]
+    stores.batches.finish(sent[0].id, held[0].token, IngestSummary(observations=9, used=7))
+    stores.batches.reject(sent[1].id, held[1].token, Problem(code="decode_error", message="Torn."))
+    all_day = ("list", "--start", "2012-01-01", "--end", "2012-01-01T23")
+    table = run(uploads_app, *all_day)
+    assert all(one.id in table for one in sent)
+    assert "7 of 9 used" in table and "decode_error" in table and "k7" in table
+
+    def listed(*more: str) -> list[int]:
+        found = json.loads(run(uploads_app, *all_day, *more, "--json"))
+        return [[one.id for one in sent].index(batch["id"]) for batch in found]
+
+    assert listed() == [3, 2, 1, 0]
+    assert listed("--limit", "2") == [3, 2]
+    assert listed("--sender", "k7") == [1, 0]
+    assert listed("--sender", "-") == [2]
+    assert listed("--sender", "nobody") == []
+    assert listed("--state", "rejected") == [1]
+    assert listed("--state", "received", "--sender", "k8") == [3]
+    assert listed("--start", "2012-01-01T01", "--end", "2012-01-01T02") == [2, 1]
+    assert run(uploads_app, "list", "--end", "2011-01-01").strip() == "no uploads"
+    shown = json.loads(run(uploads_app, *all_day, "--sender", "k8", "--json"))
+    assert shown[0]["api_key"] == "k8"
+    run(uploads_app, "list", "--start", "yesterday", status=2)
 
 
 def test_a_job_is_shown_and_its_failure_is_the_exit_status(client: AppaClient, stores) -> None:

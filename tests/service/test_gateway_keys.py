@@ -177,6 +177,34 @@ def test_metrics_need_their_scope(guarded: GatewayProcess) -> None:
     assert call(guarded, scraper, "GET", "/v1/jobs").status_code == 403
 
 
+def test_metrics_tell_when_each_sender_last_sent_something_new(guarded: GatewayProcess) -> None:
+    """Of keys that may upload, by their names; a repetition is nothing new, a revoked key is gone."""
+    keys, name = KeyFile(guarded.layout.keys_file), "appa_sender_last_upload_timestamp_seconds"
+    admin = make(guarded, Scope.ADMIN)
+    sender, record = keys.create("office-7", [Scope.OBSERVATIONS_WRITE])
+    keys.create("quiet-7", [Scope.OBSERVATIONS_WRITE])
+
+    def last() -> dict[str, float]:
+        text = call(guarded, admin, "GET", "/metrics").text
+        rows = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(name)]
+        return {key: float(when) for key, when in rows}
+
+    sent = time.time()
+    content = b"BUFR" + b"office-7" + bytes(100)
+    assert call(guarded, sender, "POST", "/v1/observations", content=content).status_code == 202
+    series = f'{name}{{key="office-7"}}'
+    first = last()
+    assert first[series] == pytest.approx(sent, abs=30)
+    assert not [one for one in first if "quiet-7" in one]
+    assert call(guarded, sender, "POST", "/v1/observations", content=content).status_code == 200
+    assert last()[series] == first[series]
+    keys.revoke(record.id)
+    deadline = time.monotonic() + 30
+    while series in last():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_the_description_of_the_api_needs_any_key(guarded: GatewayProcess) -> None:
     assert call(guarded, None, "GET", "/openapi.json").status_code == 401
     document = call(guarded, make(guarded, Scope.METRICS_READ), "GET", "/openapi.json").json()

@@ -64,6 +64,8 @@ def test_only_operators_may(start_gateway: StartGateway) -> None:
         with httpx.Client(base_url=gateway.url, headers=headers) as http:
             made = http.post("/v1/webhooks", json={"url": URL})
             assert (made.status_code, http.get("/v1/webhooks").status_code) == statuses
+            again = http.post("/v1/webhooks/wh-0/deliveries/evt_0/retry").status_code
+            assert again == {201: 404}.get(statuses[0], statuses[0])
     # reading events needs no more than reading analyses
     assert httpx.get(f"{gateway.url}/v1/events").status_code == 401
 
@@ -108,6 +110,45 @@ def test_from_a_published_result_to_the_receiver(
             assert last.headers["webhook-id"] == delivery["event_id"] == event.id
             with pytest.raises(BadSignature):
                 read_webhook(made["secret"], last.headers, last.body.replace(b"an-", b"xx-"))
+    finally:
+        processes.end()
+
+
+def test_a_message_that_was_given_up_is_sent_again_over_http(
+    start_gateway: StartGateway,
+) -> None:
+    """By the scheduler, a real process, to a receiver that checks the signature."""
+    gateway = start_gateway(APPA_WEBHOOK_ALLOW_PRIVATE="true")
+    processes = Processes(gateway.redis_url, gateway.prefix, gateway.data_dir)
+    processes.environment = {
+        "APPA_WEBHOOK_ALLOW_PRIVATE": "true",
+        "APPA_WEBHOOK_BACKOFF_SECONDS": "0.05",
+        "APPA_WEBHOOK_ATTEMPTS": "2",
+    }
+    try:
+        with (
+            Receiver(answers=[500, 500, 500]) as receiver,
+            httpx.Client(base_url=gateway.url, timeout=30) as http,
+        ):
+            made = http.post("/v1/webhooks", json={"url": receiver.url}).json()
+            path = f"/v1/webhooks/{made['id']}/deliveries"
+            stores = open_stores(gateway.redis_url, gateway.prefix)
+            stores.events.emit("analysis.published", "an-hook", {"analysis_id": "an-hook"})
+            stores.redis.close()
+            processes.start(sys.executable, "-m", "deploy.cli", "worker", "scheduler")
+            wait_for(lambda: [d["state"] for d in http.get(path).json()] == ["failed"])
+            event = http.get(path).json()[0]["event_id"]
+            answer = http.post(f"{path}/{event}/retry")
+            assert (answer.status_code, answer.json()["state"]) == (202, "pending")
+            wait_for(lambda: [d["state"] for d in http.get(path).json()] == ["delivered"])
+            (delivery,) = http.get(path).json()
+            assert [a["status"] for a in delivery["attempts"]] == [500, 500, 500, 200]
+            last = receiver.received[-1]
+            assert read_webhook(made["secret"], last.headers, last.body).id == event
+            again = http.post(f"{path}/{event}/retry")
+            assert (again.status_code, again.json()["code"]) == (409, "move_refused")
+            unknown = http.post(f"{path}/evt_0/retry")
+            assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
     finally:
         processes.end()
 

@@ -80,6 +80,9 @@ def test_lists_hold_the_own_records_alone(guarded: GatewayProcess, stores: Store
     assert a.listed("jobs") == a.listed("jobs", state="queued", kind="filtering") == set(jobs)
     assert a.listed("jobs", kind="forecast") == b.listed("jobs") == set()
     assert b.listed("batches") == {theirs}
+    assert a.listed("batches", sender=a.id) == set(batches)
+    assert a.listed("batches", sender=b.id) == a.listed("batches", sender="unknown") == set()
+    assert Caller(guarded, (Scope.ALL_READ,)).listed("batches", sender=b.id) == {theirs}
     pages, cursor = [], ""
     while cursor is not None:
         query = {"limit": 1} | ({"cursor": cursor} if cursor else {})

@@ -82,3 +82,30 @@ def test_deliveries_show_every_message_and_its_last_attempt(stores) -> None:
     assert "503, Service Unavailable, 4321 ms" in table
     assert len(json.loads(run("deliveries", made["id"], "--limit", 1, "--json").stdout)) == 1
     run("remove", made["id"])
+
+
+def test_messages_that_were_given_up_are_sent_again(stores) -> None:
+    made = json.loads(run("add", URL, "--event", "cycle.failed", "--json").stdout)
+    assert "nothing to try again" in run("retry", made["id"]).stdout
+    for subject in ("20130102T00Z_final", "20130102T01Z_final", "20130102T02Z_final"):
+        stores.events.emit(EventType.CYCLE_FAILED, subject, {"id": subject})
+    stores.webhooks.fan_out()
+    mine = [d for w, d in stores.webhooks.claim(100, 60.0) if w.id == made["id"]]
+    time = datetime(2013, 1, 2, 4, tzinfo=UTC)
+    refused = Attempt(time=time, status=503, error="Service Unavailable", milliseconds=4321)
+    answered = Attempt(time=time, status=204, milliseconds=17)
+    for delivery in mine[:2]:
+        stores.webhooks.settle(delivery, refused, DeliveryState.FAILED, None)
+    stores.webhooks.settle(mine[2], answered, DeliveryState.DELIVERED, None)
+    done = json.loads(run("retry", made["id"], mine[1].event_id, "--json").stdout)
+    assert done == [{"event_id": mine[1].event_id, "state": "pending"}]
+    assert f"{mine[0].event_id}: pending" in run("retry", made["id"]).stdout
+    shown = json.loads(run("deliveries", made["id"], "--json").stdout)
+    found = {d["event_id"]: (d["state"], d["earlier"], len(d["attempts"])) for d in shown}
+    assert found == {
+        mine[0].event_id: ("pending", 1, 1),
+        mine[1].event_id: ("pending", 1, 1),
+        mine[2].event_id: ("delivered", 0, 1),
+    }
+    assert "is delivered" in run("retry", made["id"], mine[2].event_id, status=1).stdout
+    run("remove", made["id"])

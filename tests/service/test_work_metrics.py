@@ -1,6 +1,7 @@
 """What `/metrics` shows of workers, devices and cycles, from real records in a real server."""
 
 import secrets
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,8 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import RedisError
 
 from service.work_metrics import WorkMetrics
+from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.cycles import CycleRecord, CycleState, Flavour, cycle_key
 from worker.contract.layout import Layout
+from worker.contract.measures import Measures
 from worker.contract.queues import ProcessFigures, WorkerReport
 from worker.contract.store import Stores, open_stores
 
@@ -146,6 +149,18 @@ def test_workers_and_devices_are_as_they_report_and_go_with_them(stores, layout)
     assert [found[("appa_workers", q)] for q in ("gpu", "ingest")] == [0, 1]
     names = {name for name, *_ in found}
     assert not {"appa_device_memory_used_bytes", "appa_wis2_waiting"} & names
+
+
+def test_networks_are_shown_with_the_time_of_their_last_values(stores, layout):
+    measures = Measures(stores.redis, stores.keys)
+    batch = BatchRecord(id="batch-1", sha256="0" * 64, size=700, container="bufr")
+    measures.ingested(batch, IngestSummary(by_report_type={"synop": 3}))
+    assert measures.push()
+    work = WorkMetrics(stores, layout)
+    work.read()
+    name = "appa_network_last_stored_timestamp_seconds"
+    found = {key: when for key, when in shown(work).items() if key[0] == name}
+    assert found == {(name, "synop"): pytest.approx(time.time(), abs=60)}
 
 
 def test_without_a_server_only_that_is_shown(tmp_path, layout):

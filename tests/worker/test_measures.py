@@ -173,6 +173,43 @@ def test_an_upload_is_counted_by_network_and_outcome(measures):
     assert delay == pytest.approx(20, abs=2)
 
 
+def stored_at(measures, monkeypatch, when: float, *networks: str) -> None:
+    """Ingest an upload of these networks at a time, in seconds since 1970."""
+    monkeypatch.setattr("worker.contract.measures.time.time", lambda: when)
+    batch = BatchRecord(id="batch-1", sha256="0" * 64, size=700, container="bufr")
+    measures.ingested(batch, IngestSummary(by_report_type=dict.fromkeys(networks, 3)))
+    monkeypatch.undo()
+
+
+def arrivals(stores) -> dict[str, float]:
+    return {k: float(v) for k, v in stores.redis.hgetall(stores.keys.arrivals).items()}
+
+
+def test_the_last_arrival_of_a_network_is_that_of_whichever_process_stored_it(
+    stores, measures, monkeypatch
+):
+    other = Measures(stores.redis, stores.keys)
+    stored_at(measures, monkeypatch, 1000.0, "synop", "temp")
+    assert measures.push()
+    stored_at(other, monkeypatch, 2000.0, "synop")
+    assert other.push()
+    measures.resent.labels("job").inc()
+    assert measures.push()  # nothing new of its own: it does not set the clock back
+    assert arrivals(stores) == {"synop": 2000.0, "temp": 1000.0}
+
+
+def test_an_arrival_is_sent_once_the_server_is_back(own_broker, monkeypatch):
+    measures = Measures(connect(own_broker.url, retries=0))
+    own_broker.kill()
+    stored_at(measures, monkeypatch, 1000.0, "synop")
+    assert not measures.push()
+    own_broker.start()
+    assert measures.push()
+    stores = open_stores(own_broker.url)
+    assert arrivals(stores) == {"synop": 1000.0}
+    stores.redis.close()
+
+
 def put_job(stores, minutes: float) -> JobRecord:
     spec = FilteringSpec(valid_time=datetime(2025, 1, 1, tzinfo=UTC))
     created = utc_now() - timedelta(minutes=minutes)

@@ -2,7 +2,8 @@
 
 A process counts in its own registry and every few seconds pushes the increments since its last push:
 `HINCRBYFLOAT` on one hash. Any number of processes on any number of machines may count; counters
-survive the end of a process, except for increments that a killed process had not pushed. Names,
+survive the end of a process, except for increments that a killed process had not pushed. With them it
+pushes when it last stored values of each network, into a hash of its own. Names,
 labels and buckets of all metrics are part of the name of the hash: a release that changes them starts
 a new hash, which Prometheus sees as a counter reset.
 
@@ -63,6 +64,7 @@ class Measures:
         self.registry = CollectorRegistry()
         self._redis = redis
         self._pushed: dict[str, float] = {}
+        self._arrived: dict[str, float] = {}
         self._pushing = threading.Lock()
         self._declared: list[tuple[Any, ...]] = []
         self._declare_work()
@@ -70,7 +72,8 @@ class Measures:
         self._declare_surroundings()
         self._begin_at_zero()
         digest = hashlib.sha256(json.dumps(self._declared).encode()).hexdigest()[:12]
-        self.key = (keys or Keyspace()).measures(digest)
+        self._keys = keys or Keyspace()
+        self.key = self._keys.measures(digest)
 
     def _declare_work(self) -> None:
         of = ("noun", "kind")
@@ -204,6 +207,7 @@ class Measures:
         for network, stored in summary.by_report_type.items():
             outcomes = summary.rejected_by_report_type.get(network, {})
             left = stored - sum(outcomes.values())
+            self._arrived[network] = time.time()
             self.checked("arrival", {network: {"accepted": left, **outcomes}})
 
     def decoded(self, batch: BatchRecord, summary: IngestSummary, outcome: str) -> None:
@@ -222,7 +226,7 @@ class Measures:
     # -- adding up
 
     def push(self, part: str = "") -> bool:
-        """Add increments since the last push to the hash; return whether the server accepted them.
+        """Add increments and arrivals since the last push; return whether the server accepted them.
 
         Arguments:
             part: Label under which to count the processor time of this process; empty not to count it.
@@ -238,17 +242,25 @@ class Measures:
                 for name, value in now.items()
                 if value != self._pushed.get(name)  # a new counter is sent even if zero
             }
+            arrived = self._arrived.copy()
             try:
                 pipe = self._redis.pipeline()
                 for name, added in fresh.items():
                     pipe.hincrbyfloat(self.key, name, added)
                 pipe.expire(self.key, _REMEMBERED_SECONDS)
-                if fresh:
+                for network, when in arrived.items():
+                    pipe.hset(self._keys.arrivals, network, str(when))
+                if arrived:
+                    pipe.expire(self._keys.arrivals, _REMEMBERED_SECONDS)
+                if fresh or arrived:
                     pipe.execute()
             except RedisError as error:
                 log.debug("measures not pushed", error=str(error))
                 return False
             self._pushed = now
+            for network, when in arrived.items():
+                if self._arrived.get(network) == when:  # sent once: another process may be later
+                    del self._arrived[network]
             return True
 
     def _count_processor(self, part: str) -> None:

@@ -167,6 +167,8 @@ class RecordStore(Generic[R]):
         state: str = "",
         kind: str = "",
         owners: Collection[str] | None = None,
+        low: str = "",
+        high: str = "",
         cursor: str = "",
         limit: int = 50,
     ) -> Page[R]:
@@ -176,19 +178,29 @@ class RecordStore(Generic[R]):
             state: Only those in this state.
             kind: Only those of this kind.
             owners: Only those of these owners, ids of API keys and `NOBODY`; of all when absent.
+            low: Lowest id; empty for no limit. The total counts those outside of both limits as well,
+                for counting a part of a long history would take seconds.
+            high: All ids are lower than this.
             cursor: `next_cursor` of the previous page.
             limit: Most records.
         """
         found: set[str] = set()
         total = 0
+        below = min(filter(None, (cursor, high)), default="")
+        top, bottom = f"({below}" if below else "+", f"[{low}" if low else "-"
         for owner in [None] if owners is None else sorted(set(owners)):
             source = self._source(state, kind, owner)
-            top = f"({cursor}" if cursor else "+"
-            found.update(self._call(self.redis.zrevrangebylex(source, top, "-", 0, limit + 1)))
+            found.update(self._call(self.redis.zrevrangebylex(source, top, bottom, 0, limit + 1)))
             total += int(self._call(self.redis.zcard(source)))
             if self.archive is not None:
                 gone = self.archive.select(
-                    self.noun, state=state, kind=kind, owner=owner, below=cursor, limit=limit + 1
+                    self.noun,
+                    state=state,
+                    kind=kind,
+                    owner=owner,
+                    low=low,
+                    below=below,
+                    limit=limit + 1,
                 )
                 total += self.archive.count(self.noun, state=state, kind=kind, owner=owner)
                 found.update(kept.id for kept in gone)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import AppaError
 
-__all__ = ["NOBODY", "Problem", "new_id", "owner_of", "utc_now"]
+__all__ = ["NOBODY", "Problem", "first_id", "new_id", "owner_of", "utc_now"]
 
 NOBODY = ""
 """Owner of what the installation sent itself, or what was sent without an API key."""
@@ -70,6 +70,10 @@ def new_id(kind: str, now: datetime | None = None) -> str:
         kind: `batch`, `job` or `an` (a published result).
         now: UTC; the present when absent.
     """
-    now = now or datetime.now(UTC)
-    stamp = now.strftime("%Y%m%dt%H%M%S") + f"{now.microsecond // 1000:03d}"
-    return f"{kind}-{stamp}-{secrets.token_hex(4)}"
+    return f"{first_id(kind, now or datetime.now(UTC))}-{secrets.token_hex(4)}"
+
+
+def first_id(kind: str, time: datetime) -> str:
+    """Return the text that ids of a time (UTC) begin with, to the millisecond; it sorts before them."""
+    stamp = time.strftime("%Y%m%dt%H%M%S") + f"{time.microsecond // 1000:03d}"
+    return f"{kind}-{stamp}"

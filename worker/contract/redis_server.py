@@ -91,6 +91,11 @@ class Keyspace:
         return f"{self.prefix}:measures:{digest}"
 
     @property
+    def arrivals(self) -> str:
+        """Hash of the times at which values of each network were last stored."""
+        return f"{self.prefix}:arrivals"
+
+    @property
     def sources(self) -> str:
         """Hash of the states of the sources of observations by name."""
         return f"{self.prefix}:sources"

@@ -12,7 +12,7 @@ from redis import Redis
 
 from model.domain.errors import InvalidInput
 from worker.contract.events import STREAM_START, EventLog, LoggedEvent, StreamId
-from worker.contract.record_store import NoSuchRecord
+from worker.contract.record_store import MoveRefused, NoSuchRecord
 from worker.contract.redis_server import Keyspace
 from worker.contract.webhooks import Attempt, Delivery, DeliveryState, Webhook
 
@@ -67,6 +67,14 @@ end
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 if ARGV[4] == '' then redis.call('ZREM', KEYS[2], ARGV[1])
 else redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1]) end
+return 1
+"""
+
+_RETRY = """
+-- KEYS: deliveries, due. ARGV: 1 member, 2 event, 3 delivery as read, 4 delivery, 5 now
+if redis.call('HGET', KEYS[1], ARGV[2]) ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[4])
+redis.call('ZADD', KEYS[2], ARGV[5], ARGV[1])
 return 1
 """
 
@@ -252,6 +260,58 @@ class WebhookStore:
             )
         )
         return delivery
+
+    def retry(self, webhook_id: str, event_id: str) -> Delivery:
+        """Queue a delivery that was given up, with all its attempts before it; see `Delivery.earlier`.
+
+        The message, its id included, is unchanged. One that is pending is returned as it is.
+
+        Raises:
+            NoSuchRecord: If there is no such webhook, or no such message is kept.
+            MoveRefused: If the message was delivered, or the webhook is disabled.
+        """
+        webhook, names = self.get(webhook_id), self.keys.deliveries(webhook_id)
+        run = self.redis.register_script(_RETRY)
+        while True:
+            text = self._call(self.redis.hget(names, event_id))
+            if text is None:
+                raise NoSuchRecord(
+                    f"Expected the event of one of the last {MAX_DELIVERIES} messages of webhook "
+                    f"'{webhook_id}'; got '{event_id}'.",
+                    id=event_id,
+                )
+            delivery = Delivery.model_validate_json(text)
+            if delivery.state is DeliveryState.PENDING:
+                return delivery
+            if delivery.state is DeliveryState.DELIVERED:
+                raise MoveRefused(
+                    f"Expected a message that was given up; '{event_id}' is delivered.",
+                    id=event_id,
+                    state=delivery.state.value,
+                )
+            if webhook.disabled:
+                raise MoveRefused(
+                    f"Expected a webhook that is not disabled; '{webhook_id}' is: "
+                    f"{webhook.disabled}. Remove it and add it again.",
+                    id=webhook_id,
+                )
+            now = time.time()
+            delivery = delivery.model_copy(
+                update={
+                    "state": DeliveryState.PENDING,
+                    "earlier": len(delivery.attempts),
+                    "next_attempt": datetime.fromtimestamp(now, UTC),
+                }
+            )
+            arguments = [
+                f"{webhook_id}|{event_id}",
+                event_id,
+                text,
+                delivery.model_dump_json(),
+                now,
+            ]
+            if self._call(run(keys=[names, self.keys.webhooks_due], args=arguments)):
+                return delivery
 
     def deliveries(self, webhook_id: str, limit: int = 50) -> list[Delivery]:
         """Return the newest deliveries of a webhook.

@@ -87,6 +87,11 @@ class Delivery(Record):
     created: datetime = Field(default_factory=utc_now, description="When it was queued (UTC).")
     state: DeliveryState = Field(default=DeliveryState.PENDING, description="What became of it.")
     attempts: list[Attempt] = Field(default=[], description="Tries so far, oldest first.")
+    earlier: int = Field(
+        default=0,
+        ge=0,
+        description="How many of them were made before it was given up and asked for again.",
+    )
     next_attempt: datetime | None = Field(
         default=None, description="When it is retried (UTC); null when it is not."
     )

@@ -205,8 +205,10 @@ def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable
         table = _merge(table, extra, f"the extension '{name}'")
     for override in overrides:
         if override:
-            mapping = override if isinstance(override, Mapping) else read_yaml(Path(override))
-            table = _merge(table, mapping)
+            if isinstance(override, Mapping):
+                table = _merge(table, override, "override")
+            else:
+                table = _merge(table, read_yaml(Path(override)), str(override))
     return table
 
 
@@ -215,7 +217,7 @@ def _read(path: Path) -> ErrorTable:
     return _validated(read_yaml(path), str(path))
 
 
-def _merge(table: ErrorTable, override: Mapping[str, Any], name: str = "override") -> ErrorTable:
+def _merge(table: ErrorTable, override: Mapping[str, Any], name: str) -> ErrorTable:
     extra = _validated(override, name)
     given = override.get("representativeness") or {}
     both = {**table.representativeness.model_dump(), **given}

@@ -180,9 +180,14 @@ class AsyncAppaClient:
         """Return an upload in its present state."""
         return Batch.model_validate(await self._get(f"/v1/observations/{batch_id}"))
 
-    async def batches(self, *, state: str | None = None, limit: int = 50) -> list[Batch]:
-        """Return the newest uploads, newest first."""
-        page = await self._json(calls.list_batches(state, limit))
+    async def batches(self, **filters: Any) -> list[Batch]:
+        """Return uploads, newest first.
+
+        Arguments:
+            filters: `state`, `sender` (id of an API key, or `-` for what came without one),
+                `arrived_from`, `arrived_to`, `limit`.
+        """
+        page = await self._json(calls.list_batches(**filters))
         return [Batch.model_validate(item) for item in page["items"]]
 
     async def retry_batch(self, batch_id: str) -> Batch:
@@ -534,6 +539,10 @@ class AsyncAppaClient:
         """Return the newest messages of a webhook, each with its attempts."""
         messages = await self._json(calls.list_deliveries(webhook_id, limit))
         return [Delivery.model_validate(message) for message in messages]
+
+    async def retry_delivery(self, webhook_id: str, event_id: str) -> Delivery:
+        """Send a message again that was given up, under the same id; one that waits is returned."""
+        return Delivery.model_validate(await self._json(calls.retry_delivery(webhook_id, event_id)))
 
     # -- the system
 

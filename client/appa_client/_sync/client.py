@@ -180,9 +180,14 @@ class AppaClient:
         """Return an upload in its present state."""
         return Batch.model_validate(self._get(f"/v1/observations/{batch_id}"))
 
-    def batches(self, *, state: str | None = None, limit: int = 50) -> list[Batch]:
-        """Return the newest uploads, newest first."""
-        page = self._json(calls.list_batches(state, limit))
+    def batches(self, **filters: Any) -> list[Batch]:
+        """Return uploads, newest first.
+
+        Arguments:
+            filters: `state`, `sender` (id of an API key, or `-` for what came without one),
+                `arrived_from`, `arrived_to`, `limit`.
+        """
+        page = self._json(calls.list_batches(**filters))
         return [Batch.model_validate(item) for item in page["items"]]
 
     def retry_batch(self, batch_id: str) -> Batch:
@@ -526,6 +531,10 @@ class AppaClient:
         """Return the newest messages of a webhook, each with its attempts."""
         messages = self._json(calls.list_deliveries(webhook_id, limit))
         return [Delivery.model_validate(message) for message in messages]
+
+    def retry_delivery(self, webhook_id: str, event_id: str) -> Delivery:
+        """Send a message again that was given up, under the same id; one that waits is returned."""
+        return Delivery.model_validate(self._json(calls.retry_delivery(webhook_id, event_id)))
 
     # -- the system
 

@@ -21,7 +21,7 @@ from worker.contract.jobs import JobRecord, JobState, Progress
 from worker.contract.kinds import FilteringSpec
 from worker.contract.layout import Layout
 from worker.contract.record_store import MoveRefused, NoSuchRecord
-from worker.contract.records import Problem, new_id
+from worker.contract.records import Problem, first_id, new_id
 from worker.contract.store import open_stores
 from worker.contract.webhooks import Webhook
 
@@ -203,6 +203,35 @@ def test_an_owner_has_the_same_pages_before_and_after_records_left(stores, archi
     assert set(index) == set(stores.batches.ids("received")) & {
         i for i, (owner, _) in sent.items() if owner == "k1"
     }
+
+
+def test_times_of_arrival_bound_pages_here_and_in_the_archive(stores, archivist):
+    """One upload a minute; the older half has left Redis."""
+    minutes = [datetime(2025, 1, 1, 0, minute, tzinfo=UTC) for minute in range(10)]
+    ids = []
+    for i, minute in enumerate(minutes):
+        name = new_id("batch", minute)
+        record = batch(f"{i:064x}", api_key=f"k{i % 2}").model_copy(update={"id": name})
+        stores.batches.create(record)
+        if i < 5:
+            claimed = stores.batches.claim(name, "w", LEASE)
+            stores.batches.finish(name, claimed.token, IngestSummary(observations=3))
+        ids.append(name)
+        if i == 4:
+            archivist.tick()
+    assert stores.archive.count("batch") == 5
+    low, high = first_id("batch", minutes[2]), first_id("batch", minutes[8])
+    found, cursor = [], ""
+    while cursor is not None:
+        page = stores.batches.page(low=low, high=high, cursor=cursor, limit=4)
+        found += [record.id for record in page.items]
+        cursor = page.next_cursor
+        assert page.total == 10  # whenever they arrived
+    assert found == ids[2:8][::-1]
+    page = stores.batches.page(owners={"k0"}, state="ingested", low=low)
+    assert [record.id for record in page.items] == [ids[4], ids[2]]
+    page = stores.batches.page(high=low)
+    assert [record.id for record in page.items] == ids[:2][::-1]
 
 
 def test_who_sent_a_known_content_is_known_after_it_left(stores, archivist):

@@ -16,6 +16,7 @@ from tests.worker.processes import wait_for
 from worker.contract.events import EventType
 from worker.contract.kinds import FilteringSpec
 from worker.contract.layout import Layout
+from worker.contract.record_store import MoveRefused, NoSuchRecord
 from worker.contract.records import new_id
 from worker.contract.webhooks import Delivery, DeliveryState, Webhook, new_secret
 from worker.notifications import WebhookSender, pause_after, post
@@ -100,6 +101,67 @@ def test_attempts_end(stores):
     assert delivery.state is DeliveryState.FAILED
     assert [a.status for a in delivery.attempts] == [500] * 4
     assert len(receiver.received) == 4
+
+
+def test_what_was_given_up_is_sent_again_as_the_same_message_with_as_many_attempts(stores):
+    with Receiver(answers=[500] * 4 + [503] * 3) as receiver:
+        hook = subscribe(stores, receiver.url)
+        stores.events.emit(PUBLISHED, "an-1", {"analysis_id": "an-1"})
+        courier = WebhookSender(stores.webhooks, settings())
+        (given_up,) = settled(stores, courier, hook)
+        assert stores.webhooks.waiting() == 0
+        again = stores.webhooks.retry(hook.id, given_up.event_id)
+        assert (again.state, again.earlier) == (DeliveryState.PENDING, 4)
+        assert stores.webhooks.retry(hook.id, given_up.event_id) == again  # it waits already
+        assert stores.webhooks.waiting() == 1
+        (delivery,) = settled(stores, courier, hook)
+    assert delivery.state is DeliveryState.DELIVERED
+    assert [a.status for a in delivery.attempts] == [500] * 4 + [503] * 3 + [200]
+    assert len(receiver.received) == 8
+    assert {r.headers["webhook-id"] for r in receiver.received} == {given_up.event_id}
+    assert {r.body for r in receiver.received} == {given_up.body.encode()}
+    for message in receiver.received:
+        Reference(hook.secret).verify(message.body, message.headers)
+    with pytest.raises(MoveRefused, match="delivered"):
+        stores.webhooks.retry(hook.id, given_up.event_id)
+
+
+def test_it_can_be_given_up_and_sent_again_more_than_once(stores):
+    with Receiver(answers=[500] * 20) as receiver:
+        hook = subscribe(stores, receiver.url)
+        stores.events.emit(PUBLISHED, "an-1", {})
+        courier = WebhookSender(stores.webhooks, settings(webhook_attempts=2))
+        for made in (2, 4, 6):
+            (delivery,) = settled(stores, courier, hook)
+            assert (delivery.state, len(delivery.attempts)) == (DeliveryState.FAILED, made)
+            stores.webhooks.retry(hook.id, delivery.event_id)
+        assert len(receiver.received) == 6
+
+
+def test_nothing_is_sent_again_to_who_is_gone_or_unknown(stores):
+    with Receiver(answers=[410]) as receiver:
+        hook = subscribe(stores, receiver.url)
+        stores.events.emit(PUBLISHED, "an-1", {})
+        (delivery,) = settled(stores, WebhookSender(stores.webhooks, settings()), hook)
+    with pytest.raises(MoveRefused, match="410"):
+        stores.webhooks.retry(hook.id, delivery.event_id)
+    with pytest.raises(NoSuchRecord, match="evt_0"):
+        stores.webhooks.retry(hook.id, "evt_0")
+    with pytest.raises(NoSuchRecord, match="wh-0"):
+        stores.webhooks.retry("wh-0", delivery.event_id)
+    assert stores.webhooks.waiting() == 0
+
+
+def test_messages_of_a_release_that_could_not_send_again_are_read(stores):
+    hook = subscribe(stores, "http://127.0.0.1:1/hook")
+    stores.events.emit(PUBLISHED, "an-1", {})
+    stores.webhooks.fan_out()
+    (delivery,) = stores.webhooks.deliveries(hook.id)
+    before = delivery.model_dump(mode="json", exclude={"earlier"}) | {"state": "failed"}
+    name = stores.keys.deliveries(hook.id)
+    stores.redis.hset(name, delivery.event_id, json.dumps(before))
+    stores.redis.delete(stores.keys.webhooks_due)
+    assert stores.webhooks.retry(hook.id, delivery.event_id).state is DeliveryState.PENDING
 
 
 def test_pauses_grow_up_to_a_bound():

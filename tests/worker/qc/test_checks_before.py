@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from model.domain.errors import ConfigurationError
 from tests.worker.qc.clean import LEVELS, aircraft, change, clean_day, join, ship, sonde, stations
 from tests.worker.tables import make_table
 from worker.observations.qc.base import QCContext, load_parameters
@@ -150,6 +151,22 @@ def test_blocklist_patterns_networks_and_periods():
     assert set(found.values()) == {"blocklist"}
     entry = {"station": "*", "report_types": ["ship"], "until": "2024-01-01T01:00Z"}
     assert len(rejected(ship(), blocklist={"entries": [entry]})) == 2
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"variables": ["2m_temperature"]},
+        {"station": "00001", "variable": "2m_temperature"},
+        {"station": "00001", "variables": ["2m_temperatur"]},
+        {"station": "00001", "report_types": "synop"},
+        {"station": "00001", "until": "soon"},
+        {"station": 1600},  # what YAML makes of 03100
+    ],
+)
+def test_entries_of_the_blocklist_that_mean_something_else_are_refused(entry):
+    with pytest.raises(ConfigurationError, match="Blocklist"):
+        rejected(stations(), blocklist={"entries": [entry]})
 
 
 def test_ship_that_jumps_inside_its_track():

@@ -52,12 +52,14 @@ def load_parameters(*overrides: Override) -> dict[str, dict[str, Any]]:
             values replace the default, mappings by network or variable are merged by key.
 
     Raises:
-        ConfigurationError: On an unknown check or parameter, naming the known ones.
+        ConfigurationError: On an unknown check or parameter, naming the known ones, and on a value
+            of another sort than the default, such as text for a number.
     """
     parameters = copy.deepcopy(_defaults())
     for override in overrides:
+        where = "" if override is None or isinstance(override, Mapping) else f" in {override}"
         for check, values in _parse(override).items():
-            _apply(parameters, check, values)
+            _apply(parameters, check, values, where)
     return parameters
 
 
@@ -80,23 +82,44 @@ def _parse(override: Override) -> Mapping[str, Any]:
     return read_yaml(Path(override))
 
 
-def _apply(parameters: dict[str, dict[str, Any]], check: str, values: Any) -> None:
+def _apply(parameters: dict[str, dict[str, Any]], check: str, values: Any, where: str) -> None:
     if check not in parameters:
         raise ConfigurationError(
-            f"Unknown check '{check}'. Known: {', '.join(sorted(parameters))}.", check=check
+            f"Unknown check '{check}'{where}. Known: {', '.join(sorted(parameters))}.", check=check
         )
     known = parameters[check]
     if not isinstance(values, Mapping):
-        raise ConfigurationError(f"Expected parameters by name for check '{check}'.", check=check)
+        raise ConfigurationError(
+            f"Expected parameters by name for check '{check}'{where}.", check=check
+        )
     for name, value in values.items():
         if name not in known:
             raise ConfigurationError(
-                f"Unknown parameter '{name}' of check '{check}'. Known: {', '.join(sorted(known))}.",
+                f"Unknown parameter '{name}' of check '{check}'{where}. "
+                f"Known: {', '.join(sorted(known))}.",
+                check=check,
+                parameter=name,
+            )
+        sort = _sort_of(known[name])
+        if sort and _sort_of(value) != sort:
+            raise ConfigurationError(
+                f"Expected {sort} as parameter '{name}' of check '{check}'{where}; got {value!r}.",
                 check=check,
                 parameter=name,
             )
         merge = isinstance(known[name], dict) and isinstance(value, Mapping)
         known[name] = {**known[name], **value} if merge else value
+
+
+def _sort_of(value: Any) -> str:
+    """Return what a value is, as messages say it; empty for null and text, which may be anything."""
+    sorts = (
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (Mapping, "a mapping"),
+        ((list, tuple), "a list"),
+    )
+    return next((text for sort, text in sorts if isinstance(value, sort)), "")
 
 
 @dataclass(frozen=True)

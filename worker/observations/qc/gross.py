@@ -5,12 +5,23 @@ late arrival.
 import re
 from collections.abc import Mapping
 from fnmatch import translate
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
+from model.domain.errors import ConfigurationError
+from model.domain.observations import REPORT_TYPES
+from model.domain.variables import VARIABLES
 from worker.observations.columns import (
     BoolArray,
     category_codes,
@@ -23,6 +34,7 @@ from worker.observations.qc.base import QCContext
 from worker.observations.stations import identifiers, station_codes
 
 __all__ = [
+    "BlocklistEntry",
     "blocklist",
     "bounds",
     "provider_flags",
@@ -124,6 +136,72 @@ def limit_at(entry: Mapping[str, Any], side: str, pressure: np.ndarray) -> np.nd
     return np.asarray(limit)
 
 
+def _nanoseconds(time: object) -> int | None:
+    if time in (None, ""):
+        return None
+    text = str(time).replace("+00:00", "").removesuffix("Z")
+    return int(np.datetime64(text, "ns").astype(np.int64))
+
+
+def _text(name: object) -> object:
+    """Return the identifier of a station as text; YAML reads 10382 as a number and 03100 as 1600."""
+    if isinstance(name, int) and not isinstance(name, bool):
+        if name < _FIRST_WITHOUT_ZERO:
+            raise ValueError(f"expected the station in quotes; got the number {name}")
+        return str(name)
+    return name
+
+
+_FIRST_WITHOUT_ZERO = 10_000
+"""Smallest number of a station of five digits that does not begin with 0, which means octal in YAML."""
+
+Time = Annotated[int | None, BeforeValidator(_nanoseconds)]
+"""Time in UTC, in nanoseconds since 1970."""
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: () if names is None else names)]
+
+
+class BlocklistEntry(BaseModel):
+    """Stations whose rows are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    station: Annotated[str, BeforeValidator(_text)] = Field(description="Pattern with * and ?.")
+    report_types: Names = Field(default=(), description="Networks; none named: all.")
+    variables: Names = Field(default=(), description="Variables; none named: all.")
+    start: Time = Field(default=None, alias="from", description="First time observed (UTC).")
+    until: Time = Field(default=None, description="Last time observed (UTC).")
+    note: str = Field(default="", description="Why; for those who read the file.")
+
+    @field_validator("report_types")
+    @classmethod
+    def _known_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(REPORT_TYPES[name].name for name in names)
+
+    @field_validator("variables")
+    @classmethod
+    def _known_variables(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(VARIABLES[name].id for name in names)
+
+    @classmethod
+    def read(cls, entry: object) -> Self:
+        """Return an entry of the parameter `entries`.
+
+        Raises:
+            ConfigurationError: Naming its first fault.
+        """
+        try:
+            return cls.model_validate(entry)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "entry"
+            message = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+            raise ConfigurationError(
+                f"Blocklist: in the entry {entry}: at '{where}': {message}.",
+                check="blocklist",
+                field=where,
+            ) from error
+
+
 def blocklist(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark rows matched by an entry: station pattern, and optionally networks, variables and period.
 
@@ -132,26 +210,22 @@ def blocklist(table: pa.Table, context: QCContext) -> BoolArray:
     bad = np.zeros(len(table), dtype=bool)
     station, names = station_codes(table)
     reported, known = category_codes(table, "station_id")
-    for entry in context.of("blocklist")["entries"]:
-        pattern = re.compile(translate(str(entry["station"])))
+    for given in context.of("blocklist")["entries"]:
+        entry = BlocklistEntry.read(given)
+        pattern = re.compile(translate(entry.station))
         rows = np.isin(station, [i for i, name in enumerate(names) if pattern.match(name)])
         hits = [i for i, name in enumerate(known) if _matches(pattern, name)]
         rows |= np.isin(station, station[np.isin(reported, hits)])
-        for key, column in (("report_types", "report_type"), ("variables", "variable")):
-            if entry.get(key):
-                rows &= is_one_of(table, column, entry[key])
-        if entry.get("from"):
-            rows &= time_column(table) >= _nanoseconds(entry["from"])
-        if entry.get("until"):
-            rows &= time_column(table) <= _nanoseconds(entry["until"])
+        for wanted, column in ((entry.report_types, "report_type"), (entry.variables, "variable")):
+            if wanted:
+                rows &= is_one_of(table, column, wanted)
+        if entry.start is not None:
+            rows &= time_column(table) >= entry.start
+        if entry.until is not None:
+            rows &= time_column(table) <= entry.until
         bad |= rows
     return bad
 
 
 def _matches(pattern: re.Pattern[str], name: str) -> bool:
     return any(pattern.match(form) for form in identifiers(name))
-
-
-def _nanoseconds(time: object) -> int:
-    text = str(time).replace("+00:00", "").removesuffix("Z")
-    return int(np.datetime64(text, "ns").astype(np.int64))
