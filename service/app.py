@@ -38,6 +38,7 @@ from model.domain.errors import AppaError, ConfigurationError
 from model.domain.files import code_version
 from service.audit import AuditLog
 from service.auth import authenticate
+from service.concurrency import ConcurrencyLimit, PictureLimit
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
 from service.gateway import MAX_DRAWING, MAX_READING, Gateway, open_gateway, running
 from service.keys import Scope as KeyScope
@@ -59,7 +60,6 @@ from service.routes import (
     system,
 )
 from service.settings import GatewaySettings
-from service.turns import ConcurrencyLimit, PictureLimit
 from worker.contract.logs import configure_logs
 from worker.contract.trace_export import export_traces
 from worker.contract.traces import continue_trace, trace_id
