@@ -94,7 +94,7 @@ def doctor(
 
     Exit status: 0 if all is well or there are warnings alone, 1 if there is a problem.
     """
-    settings = WorkerSettings(data_dir=data).beside_up()
+    settings = WorkerSettings(data_dir=data).with_local_broker()
     findings = list(examine(Setting(settings, host, port)))
     problems = [one for one in findings if one.state == "problem"]
     if as_json:
