@@ -111,7 +111,7 @@ def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
     return (str(get_binary_path()), *where, "--dir", str(folder), *options, "--loglevel", "warning")
 
 
-_FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0
+_FIRST_PAUSE, _MAX_PAUSE, _STEADY = 0.5, 30.0, 60.0
 _UMASK = 0o077  # files of all processes are readable by this user only
 
 
@@ -204,7 +204,7 @@ class Supervisor:
                 child.restart_at = now + child.pause
                 code = child.process.returncode
                 self.write("appa", f"{name} ended with {code}; restart in {child.pause:.1f} s")
-                child.pause = min(2 * child.pause, _LONGEST_PAUSE)
+                child.pause = min(2 * child.pause, _MAX_PAUSE)
             elif child.restart_at is not None and now >= child.restart_at:
                 self._restart(child, now)
 
@@ -216,7 +216,7 @@ class Supervisor:
             child.restart_at = now + child.pause
             told = f"{child.part.name} cannot be started ({error}); again in {child.pause:.1f} s"
             self.write("appa", told)
-            child.pause = min(2 * child.pause, _LONGEST_PAUSE)
+            child.pause = min(2 * child.pause, _MAX_PAUSE)
 
     def stop(self) -> None:
         """Ask our own parts to stop, all at once, then the broker; kill what does not stop in time."""

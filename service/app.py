@@ -108,9 +108,9 @@ class DataAccess:
     def _build(self) -> ASGIApp:
         with self._building:
             if self._application is None:
-                data_sets, most = self.gateway.data_sets, self.gateway.settings.edr_max_values
+                data_sets, max_values = self.gateway.data_sets, self.gateway.settings.edr_max_values
                 application = data_sets.module("application")
-                built: ASGIApp = application.build_application(data_sets.library, most)
+                built: ASGIApp = application.build_application(data_sets.library, max_values)
                 self._application = built
             return self._application
 

@@ -243,7 +243,7 @@ _CLONE, _CLONE3 = (56, 220), 435
 _NEW_NAMESPACES = 0x7E02_0000
 _X32 = 0x4000_0000
 
-_LOAD, _JUMP_EQUAL, _JUMP_LEAST, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 _ALLOW = 0x7FFF_0000
 _DENY, _UNKNOWN = (0x0005_0000 | number for number in (errno.EPERM, errno.ENOSYS))
@@ -271,7 +271,7 @@ def _filter(architecture: int, column: int, pid: int) -> Sequence[Instruction]:
         (_JUMP_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _DENY),
         (_LOAD, 0, 0, _NUMBER),
-        (_JUMP_LEAST, 0, 1, _X32),
+        (_JUMP_GREATER_EQUAL, 0, 1, _X32),
         (_RETURN, 0, 0, _DENY),
         (_JUMP_EQUAL, 0, 1, _CLONE3),  # its flags are in memory; libraries then use `clone`
         (_RETURN, 0, 0, _UNKNOWN),

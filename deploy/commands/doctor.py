@@ -38,7 +38,7 @@ from worker.settings import WorkerSettings
 __all__ = ["Finding", "Setting", "doctor_app", "examine"]
 
 _DISTRIBUTION = "appa-service"
-_OLDEST_PYTHON = (3, 11)
+_MIN_PYTHON = (3, 11)
 _FEW_INODES = 0.05
 _SKEW_WARNING, _SKEW_PROBLEM = 1.0, 15.0
 """Clock skew to the broker in seconds; leases last half a minute."""
@@ -137,7 +137,7 @@ def examine(setting: Setting) -> Iterator[Finding]:
 def _environment(_: Setting) -> Iterator[Finding]:
     area = "environment"
     found = f"{platform.python_version()} at {sys.executable}, {platform.platform(terse=True)}"
-    fits = sys.version_info >= _OLDEST_PYTHON
+    fits = sys.version_info >= _MIN_PYTHON
     advice = "" if fits else "Install Python 3.11 or newer."
     yield Finding(area, "python", "ok" if fits else "problem", found, advice)
     yield Finding(area, "version", "ok", code_version())
