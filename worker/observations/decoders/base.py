@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import DecodeError
 from worker.observations.columns import count_values
-from worker.observations.station_list import default_list
+from worker.observations.stations import default_list
 
 __all__ = [
     "DecodeContext",

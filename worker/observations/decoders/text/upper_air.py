@@ -25,7 +25,7 @@ from worker.observations.decoders.text.surface import (
     no_time,
     without_marks,
 )
-from worker.observations.station_list import StationSite
+from worker.observations.stations import StationSite
 from worker.observations.units import wind_components
 
 __all__ = ["decode_upper_air"]
