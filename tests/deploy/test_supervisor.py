@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.local import Process, Supervisor
-from deploy.stack_log import StackLog
+from deploy.supervisor import Process, StackLog, Supervisor
 from worker.confinement import die_with_parent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -172,7 +171,7 @@ def test_a_killed_supervisor_leaves_no_children(tmp_path, monkeypatch, forked):
     script = (
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from deploy.local import Process, Supervisor\n"
+        "from deploy.supervisor import Process, Supervisor\n"
         f"part = Process('sleeper', (sys.executable, '-m', 'forever'), forked={forked})\n"
         "def say(n, t): print(n, t, flush=True)\n"
         "s = Supervisor([part], dict(os.environ), say, ['json'])\n"
