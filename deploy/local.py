@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -195,27 +195,32 @@ class LocalStack:
     # -- life
 
     def __enter__(self) -> "LocalStack":
-        self._lock_data()
-        self.supervisor.load()
-        if not self.options.redis_url:
-            self.supervisor.start("broker")
-        self.stores = open_stores(
-            self.redis_url, os.environ.get("APPA_REDIS_PREFIX", "appa"), self.layout
-        )
-        self.supervisor.start_all(but=OPTIONAL)
-        self._start_optional()
+        with ExitStack() as leaving:  # also if something cannot be started
+            if self._socket_folder is not None:
+                leaving.callback(shutil.rmtree, self._socket_folder, ignore_errors=True)
+            leaving.enter_context(_locked(self.layout))
+            leaving.callback(self.log.close)
+            leaving.callback(self._stop)
+            self.supervisor.load()
+            if not self.options.redis_url:
+                self.supervisor.start("broker")
+            self.stores = open_stores(
+                self.redis_url, os.environ.get("APPA_REDIS_PREFIX", "appa"), self.layout
+            )
+            leaving.callback(self.stores.redis.close)
+            self.supervisor.start_all(but=OPTIONAL)
+            self._start_optional()
+            self._leaving = leaving.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leaving.close()
+
+    def _stop(self) -> None:
         self.log.write("appa", "stopping")
         self.supervisor.stop()
         sweep_scratch()  # left by killed parts
-        self.stores.redis.close()
         self.log.write("appa", "stopped")
-        self.log.close()
-        self._lock.close()
-        if self._socket_folder is not None:
-            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def run(self, ready_seconds: float = 300.0) -> None:
         """Wait until all is ready, log it, and restart what ends until asked to stop."""
@@ -234,7 +239,8 @@ class LocalStack:
             return
         announces = bool(self.supervisor.environment.get("APPA_WIS2_BROKER"))
         if announces or self.layout.sources_file.exists():
-            self.supervisor.start("sources")
+            with suppress(OSError):  # out of memory or process ids: retried in a moment
+                self.supervisor.start("sources")
 
     def wait_ready(self, seconds: float) -> bool:
         """Wait for the gateway and a ready worker of each queue; return False when time ran out."""
@@ -248,9 +254,6 @@ class LocalStack:
         if not self.stopping.is_set():
             self.log.write("appa", f"not ready after {seconds:.0f} s; see the lines above")
         return False
-
-    def _lock_data(self) -> None:
-        self._lock = _locked(self.layout)
 
 
 def _broker_socket(layout: Layout) -> tuple[Path, Path | None]:
