@@ -210,8 +210,8 @@ def computed(arguments: argparse.Namespace) -> list[Scaling]:
     found: list[Scaling] = []
     for devices in (1, 2, 4, 8, 16, 32, 64):
         parts = cut_members(members, devices, 1)
-        most = max(len(part) for part in parts)
-        sampling = most * evaluations * arguments.evaluation / arguments.tflops
+        largest = max(len(part) for part in parts)
+        sampling = largest * evaluations * arguments.evaluation / arguments.tflops
         # Each part: a heartbeat four times in its lifetime, and a step (told, then all read) a second
         # at most; the holder looks at the board five times a second while it waits.
         redis = len(parts) * (4 / arguments.lease + 2) + 5

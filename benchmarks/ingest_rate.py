@@ -245,7 +245,7 @@ def fill_hour(store: ObservationStore, uploads: int) -> None:
         made += len(some)
     merger = SmallFileMerger(store.files, turn_seconds=600)
     merger.turn()
-    for number in range(merger.most_files - 1):  # the most that wait to be merged
+    for number in range(merger.max_files - 1):  # the most that wait to be merged
         arrival = HOUR + timedelta(minutes=59, seconds=number)
         name = new_id("batch", arrival)
         rows = bulletin_rows(number, DecodeContext(batch_id=name, received_time=arrival))

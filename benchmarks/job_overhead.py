@@ -37,7 +37,7 @@ from worker.observations.columns import build_table
 from worker.observations.decoders.base import DecodeContext
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
-FEWEST = 3
+MIN_JOBS = 3
 """Jobs that a median is taken of, however slow they are."""
 MODEL_PHASES = (Phase.BACKGROUND, Phase.SAMPLING)
 SERVED = "served"
@@ -99,7 +99,7 @@ def run_jobs(
     """Run `limits.jobs` jobs, or as many as fit into `limits.seconds` and at least three."""
     end = time.monotonic() + limits.seconds
     runs: list[tuple[dict[str, float], float]] = []
-    while len(runs) < limits.jobs and (len(runs) < FEWEST or time.monotonic() < end):
+    while len(runs) < limits.jobs and (len(runs) < MIN_JOBS or time.monotonic() < end):
         runs.append(run_job(stack, client, body))
         print(f"job {len(runs)}: {runs[-1][1]:.1f} s", file=sys.stderr)
     return runs

@@ -389,16 +389,18 @@ def kept_per_state(model: Released) -> int:
     return kept
 
 
-def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict[int, Cost]:
-    """Return the cost of evaluations with 1 to `most` observed hours."""
+def costs(
+    precision: Precision, hours_observed: int, budget: int, iterations: int
+) -> dict[int, Cost]:
+    """Return the cost of evaluations with 1 to `hours_observed` observed hours."""
     model = Released(precision)
     seen = AveragedPoints([columns(0, model.shape)], model.shape)
     first, chunks = evaluate(model, seen, budget, iterations)
     weights = sum(t.numel() * t.element_size() for t in model.weights)
     products = iterations + 1
     # The network hardly changes its cost with the hour: every sixth one is counted.
-    counted = [hour_cost(model, hour) for hour in range(0, most, 6)]
-    hours = [counted[hour // 6] for hour in range(most)]
+    counted = [hour_cost(model, hour) for hour in range(0, hours_observed, 6)]
+    hours = [counted[hour // 6] for hour in range(hours_observed)]
     count, peak, found = Count.of(first), first.peak, {}
     for number, hour in enumerate(hours, 1):
         if number > 1:

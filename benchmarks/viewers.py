@@ -210,11 +210,11 @@ class Viewer:
         await get(f"/v1/fields?{asked}&width=960&height=480", self.api)
 
     async def _pan(self) -> None:
-        most = 2**self.zoom
-        self.place = [(p + self.draw.choice([-1, 0, 1])) % most for p in self.place]
+        tiles = 2**self.zoom
+        self.place = [(p + self.draw.choice([-1, 0, 1])) % tiles for p in self.place]
         root = f"/ogc/collections/{self.result}/styles/{self.style}/map/tiles/WebMercatorQuad"
         wanted = [
-            f"{root}/{self.zoom}/{(self.place[0] + y) % most}/{(self.place[1] + x) % most}?{self.query}"
+            f"{root}/{self.zoom}/{(self.place[0] + y) % tiles}/{(self.place[1] + x) % tiles}?{self.query}"
             for y in (0, 1)
             for x in (0, 1, 2)
         ]

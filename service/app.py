@@ -38,6 +38,7 @@ from model.domain.errors import AppaError, ConfigurationError
 from model.domain.files import code_version
 from service.audit import AuditLog
 from service.auth import authenticate
+from service.concurrency import ConcurrencyLimit, PictureLimit
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
 from service.gateway import MAX_DRAWING, MAX_READING, Gateway, open_gateway, running
 from service.keys import Scope as KeyScope
@@ -59,7 +60,6 @@ from service.routes import (
     system,
 )
 from service.settings import GatewaySettings
-from service.turns import ConcurrencyLimit, PictureLimit
 from worker.contract.logs import configure_logs
 from worker.contract.trace_export import export_traces
 from worker.contract.traces import continue_trace, trace_id
@@ -108,9 +108,9 @@ class DataAccess:
     def _build(self) -> ASGIApp:
         with self._building:
             if self._application is None:
-                data_sets, most = self.gateway.data_sets, self.gateway.settings.edr_max_values
+                data_sets, max_values = self.gateway.data_sets, self.gateway.settings.edr_max_values
                 application = data_sets.module("application")
-                built: ASGIApp = application.build_application(data_sets.library, most)
+                built: ASGIApp = application.build_application(data_sets.library, max_values)
                 self._application = built
             return self._application
 

@@ -31,13 +31,13 @@ class AuditLog:
 
     Arguments:
         path: The file, such as `audit.jsonl`; rotated files are `audit-<time>.jsonl` beside it.
-        most_bytes: Size at which the file is rotated.
+        max_bytes: Size at which the file is rotated.
         kept: Number of rotated files to keep.
     """
 
-    def __init__(self, path: Path, *, most_bytes: int = 50 * 2**20, kept: int = 40) -> None:
+    def __init__(self, path: Path, *, max_bytes: int = 50 * 2**20, kept: int = 40) -> None:
         self.path = path
-        self.most_bytes = most_bytes
+        self.max_bytes = max_bytes
         self.kept = kept
         self._lines: queue.Queue[bytes] = queue.Queue(_WAITING)
         self._starting = threading.Lock()
@@ -75,7 +75,7 @@ class AuditLog:
         with open(self.path.with_suffix(".lock"), "a", opener=_private) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
-                if self.path.stat().st_size + len(line) > self.most_bytes:
+                if self.path.stat().st_size + len(line) > self.max_bytes:
                     self._set_aside()
             with open(self.path, "ab", buffering=0, opener=_private) as file:
                 size = os.fstat(file.fileno()).st_size

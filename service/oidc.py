@@ -43,10 +43,10 @@ ALGORITHMS: Mapping[str, tuple[str, str | None]] = {
 }
 """Algorithms that are accepted, with the type and curve that their keys have."""
 
-_LEAST_RSA_BITS = 2048
-_MOST_BYTES = 2**20
+_MIN_RSA_BITS = 2048
+_MAX_BYTES = 2**20
 """Maximum size of a document of the issuer."""
-_MOST_STALE = 86_400.0
+_MAX_AGE = 86_400.0
 """Seconds for which keys stay in use while they cannot be fetched again."""
 
 JsonWebKey = dict[str, Any]
@@ -158,7 +158,7 @@ class TokenIssuer:
             self._fetching.locked() and kid in self._keys  # another request is fetching them
         ):
             await self._refresh()
-        if kid not in self._keys or self._age() >= _MOST_STALE:
+        if kid not in self._keys or self._age() >= _MAX_AGE:
             await self._refresh()
             self._require_fetched(kid)
         for key in self._keys[kid]:
@@ -168,7 +168,7 @@ class TokenIssuer:
 
     def _require_fetched(self, kid: str) -> None:
         pause = self.settings.oidc_refetch_seconds
-        if self._failure and (kid not in self._keys or self._age() >= _MOST_STALE):
+        if self._failure and (kid not in self._keys or self._age() >= _MAX_AGE):
             wait = max(1, round(pause - (time.monotonic() - (self._tried or 0.0))))
             raise Unavailable(
                 f"Expected the issuer of tokens to answer: {self._failure} API keys go on "
@@ -281,7 +281,7 @@ def _document(client: httpx.Client, url: str, deadline: float) -> dict[str, Any]
             raise IssuerFailed(f"'{url}' answered with {answer.status_code}.")
         for block in answer.iter_bytes():
             content += block
-            if len(content) > _MOST_BYTES or time.monotonic() > deadline:
+            if len(content) > _MAX_BYTES or time.monotonic() > deadline:
                 raise IssuerFailed(f"'{url}' sent too much, or too slowly.")
     try:
         document = json.loads(content)
@@ -299,7 +299,7 @@ def _is_public(key: Any) -> bool:
     if not any(key.get("kty") == kind for kind, _ in ALGORITHMS.values()):
         return False  # shared secrets among them
     try:
-        if key["kty"] == "RSA" and _bits(key["n"]) < _LEAST_RSA_BITS:
+        if key["kty"] == "RSA" and _bits(key["n"]) < _MIN_RSA_BITS:
             return False
         jwk.import_key(key)
     except Exception:  # one key that cannot be loaded does not discard the others

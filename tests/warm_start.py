@@ -11,22 +11,16 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import IO
 
-from deploy.preloaded import Fork, Preloaded
+from deploy.preloaded import MODULES, WORKER_MODULES, Fork, Preloaded
 
 __all__ = ["KINDS", "Fork", "start_warm"]
 
-_CELERY = ("worker.process", "celery.apps.worker", "celery.bin.celery", "kombu.transport.redis")
-_WORKER = ("deploy.commands.stack", "worker.settings", *_CELERY)
 KINDS: dict[str, tuple[str, ...]] = {
-    "gateway": ("service.app", "service.settings"),
-    "stub": (*_CELERY, "worker.results.publication", "worker.tasks.attempt"),
-    "scheduler": (*_WORKER, "worker.scheduler"),
-    "sources": ("deploy.commands.stack", "worker.feeds.process"),
-    "ingest": (*_WORKER, "worker.tasks.ingest", "celery.concurrency.prefork"),
-    "gpu": (*_WORKER, "worker.tasks.assimilation"),
-    "workers": (*_CELERY, "deploy.commands.workers"),
+    **MODULES,
+    "stub": (*WORKER_MODULES, "worker.results.publication", "worker.tasks.attempt"),
+    "workers": (*WORKER_MODULES, "deploy.commands.workers"),
 }
-"""What processes of each kind import before they begin to work."""
+"""What processes of each kind import before they begin to work: ours, and those of tests alone."""
 
 
 @cache

@@ -9,6 +9,7 @@ Linux offers three mechanisms to unprivileged processes; each is used if the ker
 - A network namespace without any interface, made once for the process that forks the children.
 
 A missing mechanism is no error here; `worker.protections` tests from inside a child what is denied.
+Children of any kind are bound to the life of their parent by `die_with_parent`.
 
 The system calls are made through ctypes: they are stable, and there is no maintained Python package
 for them that works without installing another C library.
@@ -23,15 +24,16 @@ import ctypes
 import errno
 import os
 import platform
+import signal
 import struct
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["close_network", "confine", "program_files"]
+__all__ = ["close_network", "confine", "die_with_parent", "program_files"]
 
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 1, 38, 22, 2
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000
 
 
@@ -52,6 +54,24 @@ def confine(reads: Iterable[str | Path], writes: Iterable[str | Path]) -> None:
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # required by both Landlock and seccomp
     _restrict_files(libc, reads, writes)
     _restrict_calls(libc)
+
+
+# -- the life of the parent
+
+
+def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """Have this process receive a signal when the thread that started it ends (Linux only).
+
+    It exits at once if its parent has ended before.
+
+    Arguments:
+        parent: Process id of the parent.
+        number: The signal: SIGTERM for a process that has something to finish, else SIGKILL.
+    """
+    if sys.platform == "linux":
+        _libc().prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 # -- network namespace
@@ -223,7 +243,7 @@ _CLONE, _CLONE3 = (56, 220), 435
 _NEW_NAMESPACES = 0x7E02_0000
 _X32 = 0x4000_0000
 
-_LOAD, _JUMP_EQUAL, _JUMP_LEAST, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 _ALLOW = 0x7FFF_0000
 _DENY, _UNKNOWN = (0x0005_0000 | number for number in (errno.EPERM, errno.ENOSYS))
@@ -251,7 +271,7 @@ def _filter(architecture: int, column: int, pid: int) -> Sequence[Instruction]:
         (_JUMP_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _DENY),
         (_LOAD, 0, 0, _NUMBER),
-        (_JUMP_LEAST, 0, 1, _X32),
+        (_JUMP_GREATER_EQUAL, 0, 1, _X32),
         (_RETURN, 0, 0, _DENY),
         (_JUMP_EQUAL, 0, 1, _CLONE3),  # its flags are in memory; libraries then use `clone`
         (_RETURN, 0, 0, _UNKNOWN),

@@ -14,7 +14,6 @@ its child killed; a server that dies takes its children with it and is restarted
 
 import atexit
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -37,11 +36,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from worker.confinement import close_network
+from worker.confinement import close_network, die_with_parent
 
-__all__ = ["Ended", "ForkServer", "ServerDied", "die_with_parent", "shared_server"]
+__all__ = ["Ended", "ForkServer", "ServerDied", "shared_server"]
 
-_PR_SET_PDEATHSIG = 1
 _PRELOADED = ("pyarrow.compute", "worker.sandbox", "worker.observations.decoders.decode")
 _WARMED = "worker.observations.decoders.bufr.warm"
 _MESSAGE = 65_536  # maximum size of a request or reply in bytes
@@ -77,14 +75,6 @@ class Ended:
     peak_bytes: int
 
 
-def die_with_parent(parent: int) -> None:
-    """Arrange that this process is killed when the thread that started it ends (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent ended before prctl
-            os._exit(CANNOT_START)
-
-
 # -- the owner's side
 
 
@@ -102,7 +92,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
         spawned = threading.Event()
-        # PR_SET_PDEATHSIG is tied to the starting thread, so a thread that only waits starts it.
+        # `die_with_parent` binds it to the thread that starts it: one that only waits.
         keeper = threading.Thread(
             target=self._keep, args=(theirs, spawned), name="fork-server", daemon=True
         )
@@ -160,7 +150,7 @@ class ForkServer:
                 answer = b""
         if not answer:
             code = 1 if self._process is None else self._process.wait()
-            raise ServerDied(started=code not in (1, CANNOT_START))
+            raise ServerDied(started=code != 1)
         found = json.loads(answer)
         if "errno" in found:
             raise OSError(found["errno"], os.strerror(found["errno"]))
@@ -352,7 +342,7 @@ class _Server:
         """Run as a child without the server's sockets and handlers; never return."""
         code = 1
         try:
-            die_with_parent(self.pid)
+            die_with_parent(self.pid, signal.SIGKILL)
             os.setsid()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -449,7 +439,7 @@ def _tell_faults(prepare: Callable[[], object]) -> None:
 
 def _main(descriptor: int, parent: int) -> None:
     close_network()  # children inherit it
-    die_with_parent(parent)
+    die_with_parent(parent, signal.SIGKILL)
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     with _without_pandas():

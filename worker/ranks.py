@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -117,6 +118,9 @@ class AgreedSteps:
 class RankGroup:
     """The ranks of this worker, as managed by rank 0.
 
+    The others end when their standard input ends, so also when rank 0 is killed: requests come that
+    way in any case. A rank that draws then fails at the next step, which it cannot agree on.
+
     Arguments:
         settings: Settings of the worker; the other ranks have the same except for the device.
         count: Number of ranks, including rank 0.
@@ -154,6 +158,9 @@ class RankGroup:
         for other in self._others:
             other.kill()
             other.wait()
+            if other.stdin is not None:
+                with suppress(BrokenPipeError):  # a request that it never read
+                    other.stdin.close()
         self._others = []
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -205,9 +212,10 @@ class SharedBlankets:
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:
         """Return the latents of all members at all times, and the trajectory of this rank."""
-        self.group.tell({"folder": str(self.folder), "spec": self.spec.model_dump(mode="json")})
+        about = {"folder": str(self.folder), "spec": self.spec.model_dump(mode="json")}
         members, steps = range(self.spec.members), AgreedSteps(self.on_step)
         try:
+            self.group.tell(about)
             own = draw(members, ranks=self.group.ranks, on_step=steps)
             leave_states(self.folder, 0, own, self.inputs)
             dist.barrier()
@@ -216,7 +224,8 @@ class SharedBlankets:
             if not steps.stopped:  # the others are busy or gone
                 log.warning("ranks given up", reason=str(error))
                 self.group.end()
-                if isinstance(error, RuntimeError):  # torch's error for a lost rank
+                # torch's error for a lost rank, or that of writing to one that has ended
+                if isinstance(error, RuntimeError | BrokenPipeError):
                     raise RanksLost(f"Expected {self.ranks} ranks; one is lost.") from error
             raise
         finally:

@@ -289,7 +289,7 @@ def _machine_memory() -> int:
 
 
 _SHARE = 0.5
-_LEAST_SHARE = 1_000_000_000
+_MIN_MEMORY = 1_000_000_000
 
 
 def memory_share() -> int:
@@ -297,7 +297,7 @@ def memory_share() -> int:
 
     The rest is for other processes: a second child, the model, the broker.
     """
-    return max(_LEAST_SHARE, int(_SHARE * _machine_memory()))
+    return max(_MIN_MEMORY, int(_SHARE * _machine_memory()))
 
 
 def _failure(end: Ended, log: str, limits: Limits) -> DecodeError:

@@ -38,7 +38,7 @@ from worker.settings import WorkerSettings
 __all__ = ["Finding", "Setting", "doctor_app", "examine"]
 
 _DISTRIBUTION = "appa-service"
-_OLDEST_PYTHON = (3, 11)
+_MIN_PYTHON = (3, 11)
 _FEW_INODES = 0.05
 _SKEW_WARNING, _SKEW_PROBLEM = 1.0, 15.0
 """Clock skew to the broker in seconds; leases last half a minute."""
@@ -94,7 +94,7 @@ def doctor(
 
     Exit status: 0 if all is well or there are warnings alone, 1 if there is a problem.
     """
-    settings = WorkerSettings(data_dir=data).beside_up()
+    settings = WorkerSettings(data_dir=data).with_local_broker()
     findings = list(examine(Setting(settings, host, port)))
     problems = [one for one in findings if one.state == "problem"]
     if as_json:
@@ -137,7 +137,7 @@ def examine(setting: Setting) -> Iterator[Finding]:
 def _environment(_: Setting) -> Iterator[Finding]:
     area = "environment"
     found = f"{platform.python_version()} at {sys.executable}, {platform.platform(terse=True)}"
-    fits = sys.version_info >= _OLDEST_PYTHON
+    fits = sys.version_info >= _MIN_PYTHON
     advice = "" if fits else "Install Python 3.11 or newer."
     yield Finding(area, "python", "ok" if fits else "problem", found, advice)
     yield Finding(area, "version", "ok", code_version())

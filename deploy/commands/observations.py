@@ -179,7 +179,7 @@ def compact(
         _store(data).files,
         utc_time(start),
         utc_time(end),
-        least_files=least_files,
+        min_files=least_files,
         grace=timedelta(minutes=grace_minutes),
     )
     if as_json:

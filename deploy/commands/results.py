@@ -57,7 +57,7 @@ def _in_use(layout: Layout, stopped: bool) -> InUse:
     """Return what unfinished work needs. Raise if Redis cannot be reached: nothing may be removed."""
     if stopped:
         return InUse()
-    settings = WorkerSettings(data_dir=layout.root).beside_up()
+    settings = WorkerSettings(data_dir=layout.root).with_local_broker()
     url = settings.redis_url
     try:
         return find_in_use(open_stores(url, settings.redis_prefix))

@@ -36,6 +36,11 @@ Pid = Annotated[
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait until nothing runs on them.")]
 
 
+def _settings() -> WorkerSettings:
+    """Return the settings of the environment, with the broker of a running `appa up`."""
+    return WorkerSettings().with_local_broker()
+
+
 def _reports(settings: WorkerSettings) -> list[WorkerReport]:
     stores = open_stores(settings.redis_url, settings.redis_prefix)
     try:
@@ -48,7 +53,7 @@ def _reports(settings: WorkerSettings) -> list[WorkerReport]:
 
 
 def _chosen(
-    settings: WorkerSettings, names: list[str] | None, queue: str | None, pid: int | None = None
+    settings: WorkerSettings, names: list[str] | None, queue: str | None, pid: int | None
 ) -> list[str]:
     """Return the names of the selected Celery workers; exit if there are none."""
     known = {r.name: r for r in _reports(settings) if set(r.queues) & set(QUEUES)}
@@ -83,23 +88,27 @@ def _family(pid: int | None) -> set[int]:
 
 def _steer(
     command: str,
-    workers: list[str],
-    settings: WorkerSettings,
+    names: list[str] | None,
+    queue: str | None,
+    pid: int | None = None,
+    *,
     as_json: bool,
     wait: float = 0.0,
-    *,
     end: bool = False,
 ) -> None:
     """Send `command`, print the workers' replies, and exit with 1 unless all have done it.
 
     Arguments:
         command: `drain` or `resume`.
-        workers: Their names.
-        settings: Settings of the installation.
+        names: Names of workers.
+        queue: Queue whose workers are addressed, too.
+        pid: Process whose workers are addressed, too.
         as_json: Print JSON.
         wait: Seconds to wait until their running tasks have ended; 0 not to wait.
         end: Whether to end their processes then.
     """
+    settings = _settings()
+    workers = _chosen(settings, names, queue, pid)
     with message_sender(settings) as sender:
         answers = send_command(sender, command, workers)
         all_answered = len(answers) == len(workers)
@@ -129,7 +138,7 @@ def _state(report: WorkerReport) -> str:
 @app.command("list")
 def list_workers(as_json: AsJson = False) -> None:
     """List the worker processes: queues, state, device, what they work on."""
-    reports = _reports(WorkerSettings().beside_up())
+    reports = _reports(_settings())
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
         return
@@ -156,15 +165,13 @@ def drain(
     as_json: AsJson = False,
 ) -> None:
     """Let workers take no more work; what runs is finished, the process stays."""
-    settings = WorkerSettings().beside_up()
-    _steer("drain", _chosen(settings, names, queue, pid), settings, as_json, wait)
+    _steer("drain", names, queue, pid, as_json=as_json, wait=wait)
 
 
 @app.command()
 def resume(names: Names = None, queue: Queue = None, as_json: AsJson = False) -> None:
     """Let drained workers take work again."""
-    settings = WorkerSettings().beside_up()
-    _steer("resume", _chosen(settings, names, queue), settings, as_json)
+    _steer("resume", names, queue, as_json=as_json)
 
 
 @app.command()
@@ -179,12 +186,11 @@ def stop(
 
     A supervisor starts a process that ended again: `appa up` does, compose and systemd as set up.
     """
-    settings = WorkerSettings().beside_up()
-    _steer("drain", _chosen(settings, names, queue, pid), settings, as_json, wait, end=True)
+    _steer("drain", names, queue, pid, as_json=as_json, wait=wait, end=True)
 
 
 @app.command("celery", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def celery_command(context: typer.Context) -> None:
     """Run a command of Celery on this installation: for example `inspect active`, `events` or `flower`."""
-    with message_sender(WorkerSettings().beside_up()) as sender:
+    with message_sender(_settings()) as sender:
         sender.start(argv=context.args)

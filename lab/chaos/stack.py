@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,9 +23,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from deploy.local import PROCESSES
-from deploy.preloaded import die_with_parent
 from lab.chaos.plan import BROKER_CUTS, KILLS, PARTS, Fault, FaultKind
 from model.domain.errors import AppaError
+from worker.confinement import die_with_parent
 from worker.contract.clock import CLOCK_VARIABLE, Clock, clock_text
 from worker.contract.layout import Layout
 
@@ -144,7 +145,7 @@ class ChaosStack:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         return self
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from lab.encoders.archives import encode_fields, ioda_retrievals, odb_retrievals
 from lab.encoders.bufr import encode_bufr
-from lab.encoders.ncep import amsu_dump, surface_dump
-from lab.encoders.prepbufr import prepbufr_sondes
+from lab.encoders.ncep_files import amsu_dump, prepbufr_sondes, surface_dump
 from lab.encoders.radiances import encode_radiances
 from lab.encoders.text import (
     crex_stations,

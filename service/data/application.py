@@ -281,12 +281,12 @@ async def unexpected_error(request: Request, error: Exception) -> Response:
     return problem_response(request, "internal_error", detail)
 
 
-def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
+def build_application(library: DatasetLibrary, max_values: int) -> FastAPI:
     """Build the application; its paths are relative to where it is mounted.
 
     Arguments:
         library: The data sets.
-        most_values: Maximum number of values of one EDR answer.
+        max_values: Maximum number of values of one EDR answer.
     """
     # A chunk that holds nothing but zeros is sent like any other.
     zarr.config.set({"array.write_empty_chunks": True})
@@ -306,7 +306,7 @@ def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
     }
     rest = DataRest(plugins={plugin.name: plugin for plugin in plugins}, app_kws=about)
     app = rest.app
-    app.add_middleware(BoundedAnswers, most=most_values)
+    app.add_middleware(BoundedAnswers, max_values=max_values)
     add_problem_handlers(app)
     for misfit in (
         LookupError,

@@ -42,12 +42,12 @@ class BoundedCache(Generic[Key, Value]):
     If several threads ask for a missing key at once, one computes the value and the others wait.
 
     Arguments:
-        most: Total size; one value is kept however large it is.
+        max_size: Total size; one value is kept however large it is.
         size: Returns the size of a value, such as its bytes; 1 to count values.
     """
 
-    def __init__(self, most: int, size: Callable[[Value], int]) -> None:
-        self._most = most
+    def __init__(self, max_size: int, size: Callable[[Value], int]) -> None:
+        self._max_size = max_size
         self._size = size
         self._lock = Lock()
         self._values: OrderedDict[Key, Value] = OrderedDict()
@@ -79,6 +79,6 @@ class BoundedCache(Generic[Key, Value]):
                 return
             self._values[key] = value
             self._total += self._size(value)
-            while self._total > self._most and len(self._values) > 1:
+            while self._total > self._max_size and len(self._values) > 1:
                 _, dropped = self._values.popitem(last=False)
                 self._total -= self._size(dropped)

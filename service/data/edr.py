@@ -32,10 +32,10 @@ from service.maps.collections import Holding, ResultCollection
 
 __all__ = ["Query", "answer"]
 
-MOST_RESULTS = 240
+MAX_RESULTS = 240
 """Maximum number of files read for one answer: ten days of hourly analyses."""
 
-MOST_POINTS = 10_000
+MAX_POINTS = 10_000
 
 QueryType = Literal["position", "area", "cube", "trajectory"]
 Float = NDArray[np.float64]
@@ -69,7 +69,7 @@ class Query:
 
 
 def answer(
-    library: DatasetLibrary, collection: ResultCollection, query: Query, most: int, form: str
+    library: DatasetLibrary, collection: ResultCollection, query: Query, max_values: int, form: str
 ) -> xr.Dataset:
     """Return the data that a query selects, loaded into memory.
 
@@ -86,12 +86,12 @@ def answer(
         raise NotFound(
             f"Expected a valid time of collection '{collection.id}' in 'datetime'; it has none there."
         )
-    if len(results) > MOST_RESULTS:
+    if len(results) > MAX_RESULTS:
         raise AnswerTooLarge(
-            f"Expected at most {MOST_RESULTS} results in one answer; {len(results)} are asked for. "
+            f"Expected at most {MAX_RESULTS} results in one answer; {len(results)} are asked for. "
             "Give a shorter 'datetime'.",
             results=len(results),
-            limit=MOST_RESULTS,
+            limit=MAX_RESULTS,
         )
     datasets = _read(library, sorted(results))
     _check_parameters(datasets.values(), query.parameters)
@@ -103,7 +103,7 @@ def answer(
     whole = parts[0] if len(parts) == 1 else _joined(parts)
     leveled = [name for name, variable in whole.data_vars.items() if LEVELS in variable.dims]
     whole = whole.assign_attrs(leveled=leveled, query=query.type)
-    check_answer(whole, form, most)
+    check_answer(whole, form, max_values)
     if query.type == "trajectory":
         whole = _along(whole)
     return whole.load()
@@ -276,11 +276,11 @@ def _points(fields: xr.Dataset, grid: Grid, query: Query) -> xr.Dataset:
 
 
 def _check_points(count: int) -> None:
-    if count > MOST_POINTS:
+    if count > MAX_POINTS:
         raise AnswerTooLarge(
-            f"Expected at most {MOST_POINTS} points; {count} are asked for.",
+            f"Expected at most {MAX_POINTS} points; {count} are asked for.",
             points=count,
-            limit=MOST_POINTS,
+            limit=MAX_POINTS,
         )
 
 

@@ -64,8 +64,8 @@ class Extracted:
         if kind == "spread":
             return SPREADS, (0.0, span or high or 1.0)
         if self.request.statistic.signed:
-            most = span or max(abs(low), abs(high)) or 1.0
-            return DIFFERENCES, (-most, most)
+            limit = span or max(abs(low), abs(high)) or 1.0
+            return DIFFERENCES, (-limit, limit)
         if self.field.range is None:
             return self.field.colours, (low, high if high > low else low + 1.0)
         return self.field.colours, self.field.range((self.request.level or np.nan) * 100.0)

@@ -141,7 +141,7 @@ def _bare(dataset: xr.Dataset) -> xr.Dataset:
 
 
 DEFAULT_MAX_VALUES: Final = 2_000_000
-_MAX_VALUES: ContextVar[int] = ContextVar("most_values", default=DEFAULT_MAX_VALUES)
+_MAX_VALUES: ContextVar[int] = ContextVar("max_values", default=DEFAULT_MAX_VALUES)
 
 _TABLES = frozenset({"csv", "geojson", "GeoJSON"})
 """Tabular formats: every variable is broadcast to all dimensions."""
@@ -152,28 +152,28 @@ class BoundedAnswers:
 
     Arguments:
         app: The application; the limit holds in the context of its requests.
-        most: Maximum number of values.
+        max_values: Maximum number of values.
     """
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, max_values: int) -> None:
         self.app = app
-        self.most = most
+        self.max_values = max_values
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        token = _MAX_VALUES.set(self.most)
+        token = _MAX_VALUES.set(self.max_values)
         try:
             await self.app(scope, receive, send)
         finally:
             _MAX_VALUES.reset(token)
 
 
-def check_answer(dataset: xr.Dataset, form: str = "", most: int | None = None) -> None:
+def check_answer(dataset: xr.Dataset, form: str = "", max_values: int | None = None) -> None:
     """Refuse an answer with too many values.
 
     Arguments:
         dataset: What would be sent, lazily.
         form: Format of the answer.
-        most: Maximum number of values; None for the limit that `BoundedAnswers` set.
+        max_values: Maximum number of values; None for the limit that `BoundedAnswers` set.
 
     Raises:
         AnswerTooLarge: Naming what is asked, the limit and how to ask for less.
@@ -182,7 +182,7 @@ def check_answer(dataset: xr.Dataset, form: str = "", most: int | None = None) -
         count = math.prod(dataset.sizes.values()) * len(dataset.data_vars)
     else:
         count = sum(variable.size for variable in dataset.data_vars.values())
-    _check(count, dataset, {str(name): size for name, size in dataset.sizes.items()}, most)
+    _check(count, dataset, {str(name): size for name, size in dataset.sizes.items()}, max_values)
 
 
 def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None:
@@ -204,14 +204,16 @@ def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None
     _check(points * sum(columns), dataset, sizes | {"points": points})
 
 
-def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int], most: int | None = None) -> None:
-    most = _MAX_VALUES.get() if most is None else most
-    if count <= most:
+def _check(
+    count: int, dataset: xr.Dataset, sizes: dict[str, int], max_values: int | None = None
+) -> None:
+    max_values = _MAX_VALUES.get() if max_values is None else max_values
+    if count <= max_values:
         return
     extent = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    context: dict[str, Any] = {"values": count, "limit": most, "sizes": sizes}
+    context: dict[str, Any] = {"values": count, "limit": max_values, "sizes": sizes}
     raise AnswerTooLarge(
-        f"Expected at most {most} values in one answer; {count} are asked for: "
+        f"Expected at most {max_values} values in one answer; {count} are asked for: "
         f"{len(dataset.data_vars)} variables over {extent}. Name the variables wanted with "
         "'parameter-name', a level with 'z', a time with 'datetime', a member with 'realization', "
         "or take a smaller box or area. Whole fields are better read by zarr, or "

@@ -243,11 +243,13 @@ def _number(query: Mapping[str, str], name: str, default: float | None) -> float
         ) from None
 
 
-def _side(query: Mapping[str, str], name: str, most: int, least: int = 1) -> int:
+def _side(query: Mapping[str, str], name: str, maximum: int, minimum: int = 1) -> int:
     text = query.get(name, "")
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and least <= int(text) <= most):
+    if not (
+        text.isascii() and text.isdigit() and len(text) < 6 and minimum <= int(text) <= maximum
+    ):
         raise InvalidInput(
-            f"Expected '{name}' from {least} to {most}; got '{text[:80]}'.", field=name
+            f"Expected '{name}' from {minimum} to {maximum}; got '{text[:80]}'.", field=name
         )
     return int(text)
 

@@ -267,11 +267,11 @@ def _meaning(outcome: str) -> str:
     return QC_FLAGS[outcome].meaning if outcome in QC_FLAGS else ""
 
 
-def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Return at most `most` of the rows, evenly spread over them."""
-    if len(rows) <= most:
+def _evenly(rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Return at most `limit` of the rows, evenly spread over them."""
+    if len(rows) <= limit:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+    return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
 @dataclass(frozen=True)
@@ -284,11 +284,11 @@ class _Chosen:
 
 
 def _choose(
-    table: pa.Table, manifest: AnalysisManifest, wanted: FeedbackFilter, most: int
+    table: pa.Table, manifest: AnalysisManifest, wanted: FeedbackFilter, limit: int
 ) -> _Chosen:
     coded = _coded(table)
     matching = np.flatnonzero(wanted.mask(table, *coded["layer"]))
-    rows = _evenly(matching, most)
+    rows = _evenly(matching, limit)
     info = FeedbackInfo(
         result=manifest.id,
         kind=manifest.kind,
@@ -307,7 +307,7 @@ def _choose(
 
 
 def read_points(
-    layout: Layout, manifest: AnalysisManifest, wanted: FeedbackFilter, most: int
+    layout: Layout, manifest: AnalysisManifest, wanted: FeedbackFilter, limit: int
 ) -> tuple[FeedbackInfo, bytes]:
     """Return the chosen rows as columns: metadata and the bytes of the columns.
 
@@ -316,7 +316,7 @@ def read_points(
         StorageError: If the feedback cannot be read.
     """
     table = _read(layout, manifest, list(dict.fromkeys((*_NEEDED, *_NUMBERS, *wanted.columns))))
-    chosen = _choose(table, manifest, wanted, most)
+    chosen = _choose(table, manifest, wanted, limit)
     parts: list[tuple[str, NDArray[Any], list[str]]] = [
         ("row", chosen.rows.astype("<u4"), []),
         *((n, float_column(table, n)[chosen.rows].astype("<f4"), []) for n in _NUMBERS),
@@ -332,7 +332,7 @@ def read_points(
 
 
 def read_rows(
-    layout: Layout, manifest: AnalysisManifest, wanted: FeedbackFilter, most: int
+    layout: Layout, manifest: AnalysisManifest, wanted: FeedbackFilter, limit: int
 ) -> FeedbackPoints:
     """Return the chosen rows with everything that the feedback says of them.
 
@@ -341,7 +341,7 @@ def read_rows(
         StorageError: If the feedback cannot be read.
     """
     table = _read(layout, manifest, FEEDBACK_SCHEMA.names)
-    chosen = _choose(table, manifest, wanted, most)
+    chosen = _choose(table, manifest, wanted, limit)
     layer, names = chosen.coded["layer"]
     listed = _plain(table.take(pa.array(chosen.rows))).to_pylist()
     rows = [

@@ -126,8 +126,8 @@ def _component(pressure: float) -> Range:
 def _humidity(pressure: float) -> Range:
     """Return the range from 0 to saturation at the warmest temperature, at most 20 g/kg."""
     warm = _temperature(pressure)[1]
-    most = 0.622 * float(saturation_vapour_pressure(np.float64(warm))) / pressure
-    return 0.0, float(f"{min(most, 0.02):.1g}")
+    saturation = 0.622 * float(saturation_vapour_pressure(np.float64(warm))) / pressure
+    return 0.0, float(f"{min(saturation, 0.02):.1g}")
 
 
 def _speed(u: str, v: str) -> Callable[[Parts], Any]:

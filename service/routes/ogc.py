@@ -248,8 +248,8 @@ def _compute(gateway: Gateway, name: str, selected: Selection, query: dict[str, 
     asked = edr.Query(
         parameters=tuple(selected.parameters), z=selected.z, linear=selected.linear, **query
     )
-    most = gateway.settings.edr_max_values
-    found = edr.answer(gateway.data_sets.library, collection, asked, most, selected.form)
+    max_values = gateway.settings.edr_max_values
+    found = edr.answer(gateway.data_sets.library, collection, asked, max_values, selected.form)
     body: bytes = formats.write(found, selected.form)
     return body
 

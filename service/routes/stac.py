@@ -14,7 +14,7 @@ from service.auth import GatewayDep, Reader
 from service.errors import NotFound
 from service.openapi import problem_responses
 from service.query_parameters import listed_names, parse_bbox, parse_interval, parse_numbers
-from service.stac.documents import (
+from service.stac import (
     CONFORMS_TO,
     GEOJSON,
     Addresses,

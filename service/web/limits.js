@@ -2,7 +2,7 @@
 
 import { apiUrl, getJson } from "./api.js";
 
-const MOST = 40; // analyses read
+const MAX_ANALYSES = 40; // analyses read
 const reports = new Map(); // by analysis: they never change
 
 const numeral = (value) => Number(value.toPrecision(3));
@@ -23,7 +23,7 @@ export async function outsideLimits(flavour, from, to) {
   });
   const { items } = await getJson(url);
   const flagged = items.filter((row) => row.value > 0).map((row) => row.analysis_id);
-  const lines = await Promise.all(flagged.slice(-MOST).map(async (id) => {
+  const lines = await Promise.all(flagged.slice(-MAX_ANALYSES).map(async (id) => {
     if (!reports.has(id)) {
       const analysis = await getJson(apiUrl(`v1/analyses/${encodeURIComponent(id)}`)).catch(() => null); // removed since
       if (analysis === null) return [];

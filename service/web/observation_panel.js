@@ -6,7 +6,7 @@ import { callsOf, showCalls } from "./calls.js";
 import { Observations } from "./observations.js";
 
 const REACH = 9; // CSS pixels
-const MOST_TOGETHER = 60;
+const MAX_TOGETHER = 60;
 const KEPT = 6;
 const FILTERS = ["network", "variable", "layer", "outcome"];
 const loaded = new Map(), manifests = new Map();
@@ -178,7 +178,7 @@ export class ObservationPanel {
       return panel.replaceChildren();
     }
     const { layer } = this, own = layer.columns.row.indexOf(Number(state.row));
-    const rows = own < 0 ? [state.row] : layer.together(own).slice(0, MOST_TOGETHER).map((i) => layer.columns.row[i]);
+    const rows = own < 0 ? [state.row] : layer.together(own).slice(0, MAX_TOGETHER).map((i) => layer.columns.row[i]);
     if (!rows.includes(Number(state.row))) rows.push(state.row);
     const url = apiUrl(`v1/analyses/${encodeURIComponent(analysis)}/feedback`, { rows: rows.join(","), f: "json" });
     const found = (await getJson(url)).rows;

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from redis import Redis
 
-from deploy.local import Process, Supervisor
-from deploy.stack_log import StackLog
+from deploy.local import LocalStack, StackOptions, embedded_broker
+from deploy.supervisor import Process, StackLog, Supervisor
+from worker.confinement import die_with_parent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -170,7 +173,7 @@ def test_a_killed_supervisor_leaves_no_children(tmp_path, monkeypatch, forked):
     script = (
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from deploy.local import Process, Supervisor\n"
+        "from deploy.supervisor import Process, Supervisor\n"
         f"part = Process('sleeper', (sys.executable, '-m', 'forever'), forked={forked})\n"
         "def say(n, t): print(n, t, flush=True)\n"
         "s = Supervisor([part], dict(os.environ), say, ['json'])\n"
@@ -184,6 +187,42 @@ def test_a_killed_supervisor_leaves_no_children(tmp_path, monkeypatch, forked):
     parent.wait()
     parent.stdout.close()
     wait_for(lambda: not _alive(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_a_child_whose_parent_has_ended_already_does_not_begin():
+    parent = subprocess.Popen([sys.executable, "-c", ""])
+    parent.wait()
+    command = [sys.executable, "-c", "print('begun')"]
+    begun = subprocess.run(command, stdout=-1, preexec_fn=partial(die_with_parent, parent.pid))
+    assert (begun.returncode, begun.stdout) == (1, b"")
+
+
+def test_a_stack_that_cannot_start_leaves_nothing_that_runs_and_a_free_data_folder(tmp_path):
+    stack = LocalStack(StackOptions(tmp_path / "data", quiet=True))
+    stack.layout.broker.rmdir()
+    stack.layout.broker.touch()  # no folder for the broker's files
+    before = psutil.Process().children()
+    with pytest.raises(FileExistsError):
+        stack.__enter__()
+    assert psutil.Process().children() == before
+    stack.layout.broker.unlink()
+    stack.layout.create()
+    with embedded_broker(stack.layout) as url, Redis.from_url(url) as redis:
+        assert redis.ping()
+
+
+def test_feeds_that_cannot_be_started_now_are_started_later(tmp_path):
+    stack, program = LocalStack(StackOptions(tmp_path / "data", quiet=True)), tmp_path / "feeds"
+    stack.layout.sources_file.touch()
+    stack.supervisor.parts = (Process("sources", (str(program),)),)
+    stack._start_optional()
+    assert not stack.supervisor.children
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o700)
+    stack._start_optional()
+    assert _alive(stack.supervisor.pid("sources"))
+    stack.supervisor.stop()
 
 
 def test_a_full_disk_ends_nothing_and_the_log_says_what_it_missed(supervised, tmp_path):

@@ -193,12 +193,12 @@ class Small:
 
     def __init__(self, model, states, rows):
         self.model, self.states, self.rows = model, states, rows
-        self.most = 0
+        self.peak = 0
 
     def decode(self, z):
         if len(z) > self.states:
             raise torch.OutOfMemoryError("no room")
-        self.most = max(self.most, len(z))
+        self.peak = max(self.peak, len(z))
         return self.model.decode_standardised(z)
 
     def denoise(self, x_t, sigma, date):
@@ -211,8 +211,8 @@ def test_out_of_memory_asks_for_smaller_chunks_and_then_for_fewer_rows(model):
     x_t, date, rows, seen = case(model)
     expected = MMPS(conditions(model, seen))(model.denoise, x_t, SIGMA, date, rows)
 
-    def run(states, most_rows, chunks):
-        device = Small(model, states, most_rows)
+    def run(states, max_rows, chunks):
+        device = Small(model, states, max_rows)
         given = DecodedObservations(seen, device.decode)
         guide = MMPS(given, MMPSSettings(recycle=False), chunks=chunks)
         batching = Batching(rows=3, chunks=chunks)
@@ -222,10 +222,10 @@ def test_out_of_memory_asks_for_smaller_chunks_and_then_for_fewer_rows(model):
         torch.testing.assert_close(done, expected, rtol=1e-9, atol=1e-9)
         return batching.use
 
-    use = run(states=3, most_rows=3, chunks=Chunks(states=100, kept=100))
+    use = run(states=3, max_rows=3, chunks=Chunks(states=100, kept=100))
     # 12 states of 3 rows: 12, 6, 3.
     assert (use.rows, use.states, use.kept_states, use.retries) == (3, 3, 3, 2)
-    use = run(states=100, most_rows=1, chunks=Chunks(states=2, kept=1))
+    use = run(states=100, max_rows=1, chunks=Chunks(states=2, kept=1))
     # Nothing was decoded yet: smaller chunks would not have helped.
     assert (use.rows, use.states, use.kept_states, use.retries) == (1, 2, 1, 1)
 

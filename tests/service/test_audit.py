@@ -84,7 +84,7 @@ def test_changes_of_keys_on_the_machine_are_written(tmp_path: Path, monkeypatch)
 
 
 def write_many(path: Path, name: str) -> None:
-    audit = AuditLog(path, most_bytes=2_000, kept=200)
+    audit = AuditLog(path, max_bytes=2_000, kept=200)
     for i in range(100):
         audit.write(key=name, record=i)
     audit.flush()
@@ -106,7 +106,7 @@ def test_processes_share_a_file_that_is_set_aside_whole(tmp_path: Path) -> None:
 
 def test_old_files_go_and_a_full_disk_ends_nothing(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    audit = AuditLog(path, most_bytes=200, kept=3)
+    audit = AuditLog(path, max_bytes=200, kept=3)
     for i in range(40):
         audit.write(record=i)
     audit.flush()

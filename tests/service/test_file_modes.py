@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 from gateway_process import StartGateway
 
-from deploy.local import Process, Supervisor
+from deploy.supervisor import Process, Supervisor
 from worker.contract.layout import Layout
 
 

@@ -17,7 +17,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from pystac_client import Client
 
 from service.keys import KeyFile, Scope
-from service.stac.documents import Addresses, build_item
+from service.stac import Addresses, build_item
 from tests.service.datasets import published
 from worker.contract.kinds import FilteringSpec, ForecastSpec
 from worker.results.manifest import AnalysisManifest, ManifestFile

@@ -25,7 +25,7 @@ QUICK = {
     "OMP_NUM_THREADS": "1",
 }
 
-FORKED_AS = {"ingest-large": "ingest", "products": "ingest"}
+FORKED_AS = {"ingest-large": "ingest", "products": "ingest", "gpu": "model"}
 """The kind of a worker's fork, where it is not called as its queue."""
 
 Process = subprocess.Popen | Fork

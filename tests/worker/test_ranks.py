@@ -1,5 +1,7 @@
 """One model worker of several processes: the same reanalysis, whether they are asked, stopped or die."""
 
+import subprocess
+import sys
 from datetime import timedelta
 
 import psutil
@@ -13,7 +15,7 @@ from worker.contract.jobs import JobState, Phase
 from worker.contract.kinds import ReanalysisSpec
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
-from worker.ranks import device_of
+from worker.ranks import RankGroup, RanksLost, SharedBlankets, device_of
 from worker.replay.replay import replay
 
 ENDS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
@@ -109,6 +111,25 @@ def test_kill_9_of_a_rank_costs_an_attempt_and_not_the_job(system):
     assert finishes(stores, job.id) == 1
     assert published(processes).count(job.analysis_id) == 1
     assert "ranks" not in manifest(processes, job).provenance
+
+
+def test_a_rank_that_ended_before_the_request_costs_an_attempt_too(tmp_path):
+    group = RankGroup.__new__(RankGroup)  # without a follower that loads torch
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, text=True)
+    ended.wait()
+    group.count, group._others, group._folder = 2, [ended], tmp_path / "meeting"
+    spec = ReanalysisSpec(start=NOON - timedelta(hours=12), end=NOON, members=2)
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+
+    def on_step(step, steps):
+        raise AssertionError("nothing is drawn")
+
+    shared = SharedBlankets(group, spec, None, folder, on_step)
+    with pytest.raises(RanksLost):
+        shared(on_step)
+    assert not group.whole
+    assert not folder.exists()
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch):

@@ -25,7 +25,7 @@ JOB = {"valid_time": NOON, "members": 8, "background": "climatology", "outputs":
 
 
 @pytest.mark.parametrize(
-    ("members", "workers", "least", "sizes"),
+    ("members", "workers", "min_members", "sizes"),
     [
         (8, 2, 4, [4, 4]),
         (8, 5, 4, [4, 4]),
@@ -38,8 +38,8 @@ JOB = {"valid_time": NOON, "members": 8, "background": "climatology", "outputs":
         (2, 1, 1, [2]),
     ],
 )
-def test_pairs_stay_together_and_nobody_is_left_out(members, workers, least, sizes):
-    parts = cut_members(members, workers, least)
+def test_pairs_stay_together_and_nobody_is_left_out(members, workers, min_members, sizes):
+    parts = cut_members(members, workers, min_members)
     assert sorted(len(part) for part in parts) == sorted(sizes)
     assert [m for part in parts for m in part] == list(range(members))
     assert all(part.start % 2 == 0 for part in parts)

@@ -56,7 +56,7 @@ GLOBAL_MEANS: Mapping[str, tuple[float, float]] = {
     "total_precipitation": (0.0, 2e-3),
 }
 """Accepted global means, SI units; present values are 287 K, 1011 hPa, 291 K and 0.12 mm per hour."""
-LEAST_WIND = 1.5
+MIN_WIND = 1.5
 """Least global root mean square of a wind component in m s-1; the calmest level has 4 m s-1."""
 LAYER_TEMPERATURE = (150.0, 350.0)
 """Accepted mean temperature of a layer between two levels at any point, K."""
@@ -151,15 +151,15 @@ def _alone(
     came = f"{low:.4g} to {high:.4g} {units}"
     if limits is not None:
         pressure = np.array([100.0 * (channel.level or 1000)])
-        least, most = (float(limit_at(limits, side, pressure)[0]) for side in ("low", "high"))
+        lower, upper = (float(limit_at(limits, side, pressure)[0]) for side in ("low", "high"))
         share = MARGIN_ABOVE if channel.level is not None and channel.level < TOP else MARGIN
-        margin = share * (most - least)
-        if low < least - margin or high > most + margin:
-            return f"{came}, expected {least:g} to {most:g}"
+        margin = share * (upper - lower)
+        if low < lower - margin or high > upper + margin:
+            return f"{came}, expected {lower:g} to {upper:g}"
     if channel.variable in GLOBAL_MEANS:
-        mean, (least, most) = _mean(field, weights), GLOBAL_MEANS[channel.variable]
-        if not least - MARGIN * (most - least) <= mean <= most:
-            return f"{mean:.4g} {units} over the globe, expected {least:g} to {most:g}"
+        mean, (lower, upper) = _mean(field, weights), GLOBAL_MEANS[channel.variable]
+        if not lower - MARGIN * (upper - lower) <= mean <= upper:
+            return f"{mean:.4g} {units} over the globe, expected {lower:g} to {upper:g}"
     if channel.variable == "total_precipitation":
         return ""  # an hour without rain anywhere is odd, but harmless
     if low == high:
@@ -169,7 +169,7 @@ def _alone(
     if not low < 0.0 < high:
         return f"{came}, expected winds in both directions"
     size = np.sqrt(_mean(field**2, weights))
-    return "" if size >= LEAST_WIND else f"{size:.2g} {units} in the mean, expected {LEAST_WIND:g}"
+    return "" if size >= MIN_WIND else f"{size:.2g} {units} in the mean, expected {MIN_WIND:g}"
 
 
 Fields = Mapping[tuple[str, int | None], NDArray[np.float64]]

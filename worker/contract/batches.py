@@ -285,7 +285,7 @@ class BatchStore(RecordStore[BatchRecord]):
         return bool(self._call(self.redis.set(name, "1", nx=True, px=milliseconds(lifetime))))
 
     def take(
-        self, lane: Lane, worker: str, lease: timedelta, *, most: int = 1, most_bytes: int = 0
+        self, lane: Lane, worker: str, lease: timedelta, *, max_records: int = 1, max_bytes: int = 0
     ) -> tuple[list[BatchRecord], bool]:
         """Claim waiting uploads of a lane, round-robin over API keys, the oldest of each first.
 
@@ -295,8 +295,8 @@ class BatchStore(RecordStore[BatchRecord]):
             lane: The lane.
             worker: Name of the worker that claims them.
             lease: Lease of each claim, renewed by heartbeats.
-            most: Maximum number of uploads.
-            most_bytes: Maximum total size, if there are several.
+            max_records: Maximum number of uploads.
+            max_bytes: Maximum total size, if there are several.
 
         Returns:
             The uploads, as `claim` returns each, and whether others wait in the lane.
@@ -313,8 +313,8 @@ class BatchStore(RecordStore[BatchRecord]):
                     self.keys.channel,
                     self.noun,
                     lane,
-                    most,
-                    most_bytes,
+                    max_records,
+                    max_bytes,
                     self.waiting,
                     self.working,
                     milliseconds(lease),

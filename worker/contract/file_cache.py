@@ -36,13 +36,13 @@ class FileCache:
 
     Attributes:
         folder: Where the files are.
-        most_bytes: Maximum total size.
+        max_bytes: Maximum total size.
         lock: Lock file of the process that deletes; created if absent.
         files: Yields the paths of the cached files in a folder.
     """
 
     folder: Path
-    most_bytes: int
+    max_bytes: int
     lock: Path
     files: Callable[[Path], Iterable[Path]]
 
@@ -95,7 +95,7 @@ class FileCache:
         found = sorted(self._described())
         held, removed = sum(size for _, size, _ in found), 0
         for used, size, path in found:
-            if held <= self.most_bytes or time.time() - used < _JUST_USED_SECONDS:
+            if held <= self.max_bytes or time.time() - used < _JUST_USED_SECONDS:
                 break
             path.unlink(missing_ok=True)
             held -= size

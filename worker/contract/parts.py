@@ -94,8 +94,8 @@ class PartBoard:
         """Return steps done and total steps; parts not begun count as the longest one."""
         fields = self._fields()
         told = [v.split("/") for name, v in fields.items() if name.startswith("step:")]
-        most = max((int(steps) for _, steps in told), default=0)
-        return sum(int(step) for step, _ in told), most * len(self.parts)
+        longest = max((int(steps) for _, steps in told), default=0)
+        return sum(int(step) for step, _ in told), longest * len(self.parts)
 
     def withdraw(self) -> None:
         """Remove the board, so that no more parts are taken."""

@@ -497,12 +497,12 @@ class RecordStore(Generic[R]):
 
     def snapshot(self, ids: Sequence[str]) -> list[ArchivedRecord]:
         """Return records as they are in Redis, with their unique keys and their events."""
-        most = None if self.keeps_events else 1
+        count = None if self.keeps_events else 1
         pipe = self.redis.pipeline(transaction=False)
         for record_id in ids:
             pipe.hgetall(self.keys.record(self.noun, record_id))
             pipe.smembers(self.keys.held(self.noun, record_id))
-            pipe.xrange(self.keys.events(self.noun, record_id), count=most)
+            pipe.xrange(self.keys.events(self.noun, record_id), count=count)
         rows = pipe.execute()
         found = []
         for raw, held, entries in zip(rows[::3], rows[1::3], rows[2::3], strict=True):

@@ -200,7 +200,7 @@ return {'ok', id}
 TAKE = (
     _PRELUDE
     + """
--- ARGV: 5 lane, 6 most records, 7 most bytes, 8 waiting state, 9 working state, 10 lease ms,
+-- ARGV: 5 lane, 6 maximum of records, 7 of bytes, 8 waiting state, 9 working state, 10 lease ms,
 -- 11 fields, 12 event data, 13 stem of records. Claims the oldest of each owner in turn.
 local lane, turn = stem .. ':lane:' .. ARGV[5], stem .. ':turn:' .. ARGV[5]
 redis.call('DEL', stem .. ':called:' .. ARGV[5])

@@ -90,8 +90,8 @@ class InstallationSettings(BaseSettings):
             self.observations_cache_bytes,
         )
 
-    def beside_up(self) -> Self:
-        """Return these settings with the server of `appa up`, where no other was named and it is there."""
+    def with_local_broker(self) -> Self:
+        """Return these settings with the broker of a running `appa up`, unless `redis_url` was given."""
         socket = self.layout.broker_socket
         if "redis_url" in self.model_fields_set or not socket.exists():
             return self

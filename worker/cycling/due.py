@@ -14,7 +14,7 @@ from worker.cycling.policy import CyclePolicy
 
 __all__ = ["DueCycle", "Decisions", "choose", "decide", "first_considered", "is_too_old"]
 
-LONGEST_GAP = timedelta(days=31)
+MAX_GAP = timedelta(days=31)
 """Missed cycles older than this are not even recorded as skipped."""
 
 _RANK = {Flavour.EARLY: 0, Flavour.FINAL: 1}
@@ -59,7 +59,7 @@ def first_considered(policy: CyclePolicy, now: datetime, newest: str | None) -> 
     """
     begin = now - timedelta(hours=policy.catch_up.max_age_hours)
     if newest is not None:
-        begin = min(begin, max(parse_cycle_key(newest)[0], now - LONGEST_GAP))
+        begin = min(begin, max(parse_cycle_key(newest)[0], now - MAX_GAP))
     steps = max(0, -((policy.start - begin) // policy.step))
     return policy.start + steps * policy.step
 

@@ -38,7 +38,7 @@ __all__ = [
     "read_policy",
 ]
 
-_LONGEST_MINUTES = 14 * 24 * 60
+_MAX_MINUTES = 14 * 24 * 60
 
 
 class CutOff(RootModel[dict[str, float]]):
@@ -63,8 +63,8 @@ class CutOff(RootModel[dict[str, float]]):
         missing = [hour for hour in range(24) if str(hour) not in hours]
         if "default" not in hours and missing:
             raise ValueError(f"Expected 'default' for the hours that are not named: {missing}.")
-        if any(not 0.0 <= minutes <= _LONGEST_MINUTES for minutes in hours.values()):
-            raise ValueError(f"Expected from 0 to {_LONGEST_MINUTES} minutes after the valid time.")
+        if any(not 0.0 <= minutes <= _MAX_MINUTES for minutes in hours.values()):
+            raise ValueError(f"Expected from 0 to {_MAX_MINUTES} minutes after the valid time.")
         return hours
 
     def of(self, hour: int) -> timedelta:

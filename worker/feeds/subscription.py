@@ -26,7 +26,7 @@ __all__ = ["Delivered", "OnMessage", "Subscription", "mqtt_client"]
 log = structlog.get_logger()
 
 _KEEPALIVE = 30
-_FIRST_PAUSE, _LONGEST_PAUSE = 1, 60
+_FIRST_PAUSE, _MAX_PAUSE = 1, 60
 _QOS = 1
 
 
@@ -89,7 +89,7 @@ def mqtt_client(
         client.tls_set(ca_certs=ca_file or None)
     if broker.username:
         client.username_pw_set(broker.username, broker.password)
-    client.reconnect_delay_set(_FIRST_PAUSE, _LONGEST_PAUSE)
+    client.reconnect_delay_set(_FIRST_PAUSE, _MAX_PAUSE)
     return client
 
 

@@ -321,18 +321,18 @@ _NO_ELEVATION = np.array(
     dtype=np.float32,
 )
 """Fill values of heights: all nines (but 999 m is a height), and limits of integer types."""
-_NEAREST_MARK = float(np.abs(_NO_ELEVATION).min())
-_FARTHEST = 1.0e6
+_MIN_MARK = float(np.abs(_NO_ELEVATION).min())
+_MAX_ELEVATION = 1.0e6
 """Largest height or depth of an observation in m; common fill values are 1e20, 9.97e36 and 3.4e38."""
 
 
 def _known_elevation(elevation: Floats) -> Floats:
     """Return heights in m, with NaN in place of fill values."""
     known = np.atleast_1d(elevation).copy()
-    far = np.flatnonzero(np.abs(known) >= _NEAREST_MARK)
+    far = np.flatnonzero(np.abs(known) >= _MIN_MARK)
     # In single precision, as most files hold them.
     unknown = np.isin(known[far].astype(np.float32), _NO_ELEVATION) | (
-        np.abs(known[far]) > _FARTHEST
+        np.abs(known[far]) > _MAX_ELEVATION
     )
     known[far[unknown]] = np.nan
     return known.reshape(elevation.shape)

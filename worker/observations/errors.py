@@ -244,7 +244,7 @@ def sources(entries: Iterable[ErrorEntry]) -> list[tuple[str, str, str]]:
 
 
 _FACTOR = 1_000.0
-_LEAST, _LARGEST = 1e-9, 1e9
+_MIN_ERROR, _MAX_ERROR = 1e-9, 1e9
 """Plausible errors in SI units where the table has no entry; those of rain in m and humidity start at
 1e-5."""
 
@@ -265,7 +265,7 @@ def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table
     given = float_column(table, "obs_error")
     known = _assigned(table, errors)
     with np.errstate(invalid="ignore"):
-        missing = ~((given > _LEAST) & (given < _LARGEST))
+        missing = ~((given > _MIN_ERROR) & (given < _MAX_ERROR))
         missing |= (given <= known / _FACTOR) | (given >= known * _FACTOR)
     sigma = np.where(missing, known, given)
     table = set_column(table, "obs_error", sigma)

@@ -119,9 +119,9 @@ def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> Published
     """Return the published result that the job continues, else the newest one it can start from."""
     spec, known, own = job.spec, loaded.model.card.background, _ranking(job)
     if known is not None and spec.starts_warm:
-        least, most = continued_ages(known.hours)
-        until = spec.reference_time - least
-        before = find_restart(layout, loaded.sha256, until, most - least, ranking=own)
+        min_age, max_age = continued_ages(known.hours)
+        until = spec.reference_time - min_age
+        before = find_restart(layout, loaded.sha256, until, max_age - min_age, ranking=own)
         plan = spec.plan(loaded.model.blanket_size)
         if continued(plan, spec, before, loaded.model) is not None:
             return before
@@ -279,8 +279,8 @@ def continued(
     times, before = earlier.restart.times, earlier.manifest.spec.observations
     free: dict[str, Any] = {"cut_off": None, "deny": []}
     same = before.model_copy(update=free) == spec.observations.model_copy(update=free)
-    least, most = continued_ages(known.hours)
-    fits = times[0] <= plan.times[0] and least <= plan.times[-1] - times[-1] <= most
+    min_age, max_age = continued_ages(known.hours)
+    fits = times[0] <= plan.times[0] and min_age <= plan.times[-1] - times[-1] <= max_age
     fits = fits and times[-1] >= plan.times[0]
     made = earlier.manifest
     analysed = made.kind == "filtering" and made.mirrored and "batches" in made.provenance

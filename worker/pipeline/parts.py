@@ -55,13 +55,13 @@ log = structlog.get_logger()
 _ROWS, _BACKGROUND = "observations.arrow", "background.safetensors"
 
 
-def cut_members(members: int, workers: int, least: int) -> tuple[range, ...]:
-    """Return member numbers by part: at most one part per worker, of `least` members or more.
+def cut_members(members: int, workers: int, min_members: int) -> tuple[range, ...]:
+    """Return member numbers by part: at most one part per worker, of `min_members` members or more.
 
     Antithetic pairs stay together, because they share their noise.
     """
-    smallest, pairs = max(1, -(-least // 2)), -(-members // 2)
-    count = max(1, min(workers, members // (2 * smallest)))
+    min_pairs, pairs = max(1, -(-min_members // 2)), -(-members // 2)
+    count = max(1, min(workers, members // (2 * min_pairs)))
     edges = [2 * (pairs * i // count) for i in range(count)] + [members]
     return tuple(range(a, b) for a, b in zip(edges, edges[1:], strict=False))
 

@@ -52,7 +52,7 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 900.0
 """Seconds for which publication is retried while a bucket is unavailable, so that no result is lost."""
 
-LONGEST_PAUSE_SECONDS = 30.0
+MAX_PAUSE_SECONDS = 30.0
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def _patiently(step: Callable[[], T], progress: ProgressReporter, patience: floa
         while time.monotonic() < until:
             progress.wait()
             time.sleep(0.2)
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
 def send_folders(layout: Layout) -> tuple[int, dict[str, str]]:

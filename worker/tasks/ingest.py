@@ -34,15 +34,15 @@ from worker.pipeline.ingest import (
 from worker.runtime import Runtime
 from worker.tasks.attempt import RetryAlone, attempt, attempt_batch, known_version
 
-__all__ = ["MOST_TOGETHER", "describe_ingest", "ingest_batch_task"]
+__all__ = ["MAX_TOGETHER", "describe_ingest", "ingest_batch_task"]
 
-MOST_TOGETHER = 64
+MAX_TOGETHER = 64
 """Maximum number of small uploads per task and commit, which are all repeated if a worker is lost."""
 
 log = structlog.get_logger()
 
 Outcome: TypeAlias = IngestSummary | Exception
-_MOST_BYTES = 8 * 1024 * 1024
+_MAX_BYTES = 8 * 1024 * 1024
 
 
 def describe_ingest(report: WorkerReport) -> None:
@@ -78,8 +78,8 @@ def _take_small(task: "Task[Any, Any]", runtime: Runtime, batch_id: str) -> None
         Lane.SMALL,
         runtime.report.name,
         runtime.settings.lease,
-        most=MOST_TOGETHER,
-        most_bytes=_MOST_BYTES,
+        max_records=MAX_TOGETHER,
+        max_bytes=_MAX_BYTES,
     )
     if more and store.needs_message(Lane.SMALL, CALL_LIFETIME):  # for another process, or later
         submit_batch(runtime.sender, runtime.stores.workers, batch_id, large=False)

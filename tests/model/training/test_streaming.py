@@ -160,7 +160,7 @@ def test_every_epoch_deals_each_state_once_to_one_rank():
 
 
 def test_reading_ahead_keeps_the_order_and_no_more_than_it_may():
-    begun, given, most = [], 0, 0
+    begun, given, peak = [], 0, 0
 
     def read(key):
         begun.append(key)
@@ -169,8 +169,8 @@ def test_reading_ahead_keeps_the_order_and_no_more_than_it_may():
     for number, value in enumerate(prefetched(read, range(20), ahead=3)):
         given += 1
         assert value == number
-        most = max(most, len(begun) - given)
-    assert given == 20 and most <= 3
+        peak = max(peak, len(begun) - given)
+    assert given == 20 and peak <= 3
     begun.clear()
     stopped = prefetched(read, range(100), ahead=2)
     next(stopped)

@@ -73,11 +73,11 @@ def test_colour_is_that_of_the_departure(page, http, table, by, view) -> None:
     """Of 2 m temperature alone: two values, so that the scale ends at the larger one."""
     look(page, obs=by, variable="2m_temperature", view=view, network="synop")
     colours = http.get("/v1/fields/colours").json()["RdBu_r"]
-    most = {"background": 2.0, "analysis": 0.5}[by]  # what 95 % of the magnitudes stay below
+    limit = {"background": 2.0, "analysis": 0.5}[by]  # what 95 % of the magnitudes stay below
     for row in (0, 1):
         lon, lat = table["lon"][row].as_py(), table["lat"][row].as_py()
         departure = table[f"{by}_departure"][row].as_py()
-        place = min(255, max(0, int((departure / most + 1) * 128)))
+        place = min(255, max(0, int((departure / limit + 1) * 128)))
         assert colour_at(page, lon, lat) == channels(colours[place])
     assert page.evaluate("window.appaMap.chart.points.scale.units") == "K"
 

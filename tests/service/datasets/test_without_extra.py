@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.settings import GatewaySettings
-from service.stac.documents import Addresses, build_item
+from service.stac import Addresses, build_item
 from worker.contract.kinds import FilteringSpec
 from worker.results.manifest import AnalysisManifest, ManifestFile
 
@@ -32,7 +32,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "xpublish", raising=False)
     monkeypatch.setattr(sys, "meta_path", [NoXpublish(), *sys.meta_path])
-    monkeypatch.setattr("service.stac.documents.data_sets_installed", lambda: False)
+    monkeypatch.setattr("service.stac.data_sets_installed", lambda: False)
 
 
 def test_data_sets_are_a_problem_document(plain, tmp_path, valkey_url_shared: str) -> None:

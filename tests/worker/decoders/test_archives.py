@@ -135,7 +135,7 @@ def test_options_of_the_files_by_format(tmp_path):
     ids=["gzip", "zip"],
 )
 def test_bombs_are_stopped_while_they_unpack(tmp_path, bomb, monkeypatch):
-    monkeypatch.setattr(archive, "LEAST_BYTES", 20_000_000)
+    monkeypatch.setattr(archive, "ALWAYS_ALLOWED_BYTES", 20_000_000)
     path = tmp_path / "bomb"
     path.write_bytes(bomb)
     report = decode_file(path).report
@@ -151,7 +151,7 @@ def test_layers_and_numbers_are_bounded(tmp_path, monkeypatch):
         data = gzip.compress(data)
     path.write_bytes(data)
     assert decode_file(path).report.rejected == {"compressed_archive": 1}
-    monkeypatch.setattr(archive, "MOST_FILES", 3)
+    monkeypatch.setattr(archive, "MAX_FILES", 3)
     path.write_bytes(zipped({f"{n}.csv": CSV for n in range(5)}))
     assert decode_file(path).report.rejected == {"too_large": 1}
 

@@ -4,7 +4,8 @@ import eccodes
 import numpy as np
 import pytest
 
-from lab.encoders.ncep import AMSU_DUMP, fortran_records
+from lab.encoders.ncep import fortran_records
+from lab.encoders.ncep_files import AMSU_DUMP
 from tests.worker.decoders.bufr_messages import CONTEXT, decode, message
 from worker.observations.decoders.decode import decode_file
 

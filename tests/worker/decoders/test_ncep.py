@@ -8,7 +8,8 @@ import numpy as np
 import pybufrkit.decoder as pybufrkit
 import pytest
 
-from lab.encoders.ncep import PREPBUFR, SONDE_DUMP, SURFACE_DUMP, fortran_records
+from lab.encoders.ncep import fortran_records
+from lab.encoders.ncep_files import PREPBUFR, SONDE_DUMP, SURFACE_DUMP
 from model.domain.observations import validate_table
 from model.domain.physics import GRAVITY
 from worker.observations.decoders.base import DecodeContext

@@ -26,7 +26,7 @@ class Receiver:
     def __init__(self, states: tuple[str, ...] = ()) -> None:
         self.sent: list[tuple[str, bytes]] = []
         self.states = list(states)
-        self.waiting = self.most_waiting = 0
+        self.waiting = self.peak_waiting = 0
 
     def send(self, path: Path) -> str | None:
         data = path.read_bytes()
@@ -36,7 +36,7 @@ class Receiver:
             return None
         self.sent.append((path.name, data))
         self.waiting += 1
-        self.most_waiting = max(self.most_waiting, self.waiting)
+        self.peak_waiting = max(self.peak_waiting, self.waiting)
         return f"batch-{len(self.sent)}"
 
     def outcome(self, batch: str) -> tuple[str, int, str]:
@@ -151,7 +151,7 @@ def test_a_pull_goes_on_where_it_stopped(tmp_path):
     run = first.run(first.left(files), receiver, lambda *_: None)
     ended = [next(run) for _ in range(3)]
     assert [o.state for o in ended] == ["ingested", "rejected", "failed"]
-    assert receiver.most_waiting == 2
+    assert receiver.peak_waiting == 2
     del run, first  # interrupted
     ledger = tmp_path / "data" / "pulls" / "gdas.jsonl"
     ledger.write_text(ledger.read_text() + '{"key": "cut o')

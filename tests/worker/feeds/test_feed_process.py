@@ -302,7 +302,7 @@ def test_a_full_backlog_holds_the_broker_back(installation, cache, publisher):
     installation.start()
     wait_for(lambda: installation.status().accepted == 40)
     assert sorted(installation.contents()) == sorted(data)
-    assert cache.most_together == 1
+    assert cache.peak_together == 1
 
 
 def test_what_is_published_without_guarantee_is_dropped_by_count(installation, cache, publisher):

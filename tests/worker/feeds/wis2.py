@@ -186,7 +186,7 @@ class Cache:
         self.asked: Counter[str] = Counter()
         self.redirects: dict[str, str] = {}
         self.together = 0
-        self.most_together = 0
+        self.peak_together = 0
         self._turn = threading.Lock()
         cache = self
 
@@ -213,7 +213,7 @@ class Cache:
         with self._turn:
             self.asked[request.path] += 1
             self.together += 1
-            self.most_together = max(self.most_together, self.together)
+            self.peak_together = max(self.peak_together, self.together)
             script = self.answers.get(request.path, [(404, b"", 0.0)])
             status, body, seconds = script.pop(0) if len(script) > 1 else script[0]
         time.sleep(seconds)

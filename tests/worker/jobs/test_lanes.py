@@ -38,8 +38,10 @@ def upload(stores, number, key="", size=1_000, container="bufr"):
     return stores.batches.create(record)[0]
 
 
-def take(stores, most=100, lane=Lane.SMALL, most_bytes=10**9):
-    return stores.batches.take(lane, "worker-1", LEASE, most=most, most_bytes=most_bytes)
+def take(stores, max_records=100, lane=Lane.SMALL, max_bytes=10**9):
+    return stores.batches.take(
+        lane, "worker-1", LEASE, max_records=max_records, max_bytes=max_bytes
+    )
 
 
 def test_what_is_small(stores):
@@ -56,13 +58,13 @@ def test_what_is_small(stores):
 def test_a_sender_of_many_delays_itself_only(stores):
     many = [upload(stores, n, "flood") for n in range(20)]
     one, two = upload(stores, 100, "quiet"), upload(stores, 101, "other")
-    taken, more = take(stores, most=4)
+    taken, more = take(stores, max_records=4)
     assert more
     assert {one.id, two.id} < {batch.id for batch in taken}
     # Of one sender the oldest first, and after a turn the others come before it again.
     assert [b.id for b in taken if b.api_key == "flood"] == [many[0].id, many[1].id]
     late = upload(stores, 102, "quiet")
-    assert late.id in {batch.id for batch in take(stores, most=2)[0]}
+    assert late.id in {batch.id for batch in take(stores, max_records=2)[0]}
     rest, more = take(stores)
     assert not more
     assert [b.id for b in rest if b.api_key == "flood"] == [b.id for b in many[-len(rest) :]]
@@ -72,10 +74,10 @@ def test_a_sender_cannot_jump_the_queue_by_being_new(stores):
     for number in range(3):
         upload(stores, number, "a")
         upload(stores, 10 + number, "b")
-    assert len(take(stores, most=2)[0]) == 2
+    assert len(take(stores, max_records=2)[0]) == 2
     upload(stores, 20, "c")
-    assert {batch.api_key for batch in take(stores, most=2)[0]} == {"a", "b"}
-    assert "c" in {batch.api_key for batch in take(stores, most=1)[0]}
+    assert {batch.api_key for batch in take(stores, max_records=2)[0]} == {"a", "b"}
+    assert "c" in {batch.api_key for batch in take(stores, max_records=1)[0]}
 
 
 def test_taking_is_claiming(stores):
@@ -112,8 +114,8 @@ def test_one_that_was_begun_waits_alone(stores):
 def test_bytes_taken_together_are_bounded_but_one_is_always_taken(stores):
     for number in range(4):
         upload(stores, number, size=1_000)
-    assert len(take(stores, most_bytes=2_500)[0]) == 2
-    assert len(take(stores, most_bytes=1)[0]) == 1
+    assert len(take(stores, max_bytes=2_500)[0]) == 2
+    assert len(take(stores, max_bytes=1)[0]) == 1
 
 
 def test_one_message_is_enough_while_it_is_on_its_way(stores):

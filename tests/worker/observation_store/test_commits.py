@@ -136,7 +136,7 @@ def publish_elsewhere(store, numbers, now):
 
 
 def test_writers_in_several_processes_and_a_merger_lose_and_double_nothing(store, tmp_path):
-    merger = SmallFileMerger(store.files, most_files=2, grace=timedelta(0))
+    merger = SmallFileMerger(store.files, max_files=2, grace=timedelta(0))
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(publish_elsewhere, store, range(k, k + 12), NOW) for k in (0, 6)]
         while not all(job.done() for job in jobs):
@@ -153,7 +153,7 @@ def test_any_past_state_is_reproducible_from_shared_and_merged_files(store):
     batches = [batch(n) for n in range(6)]
     publish_many(store.files, batches[:3])
     publish_many(store.files, batches[3:])
-    merger = SmallFileMerger(store.files, most_files=2, grace=timedelta(0))
+    merger = SmallFileMerger(store.files, max_files=2, grace=timedelta(0))
     for _ in range(3):
         for count in range(1, 7):
             cut_off = batches[count - 1].received_time
@@ -163,20 +163,20 @@ def test_any_past_state_is_reproducible_from_shared_and_merged_files(store):
 
 @on_disk
 def test_an_hour_keeps_few_files_however_many_batches_come(store, tmp_path):
-    merger = SmallFileMerger(store.files, most_files=8, grace=timedelta(0))
+    merger = SmallFileMerger(store.files, max_files=8, grace=timedelta(0))
     merger.turn()
     batches = [batch(n) for n in range(60)]
-    most = 0
+    peak = 0
     for one in batches:
         publish_many(store.files, [one])
         merger.turn()
-        most = max(most, len(store.files.visible(HOUR).paths))
-    assert most <= 9
+        peak = max(peak, len(store.files.visible(HOUR).paths))
+    assert peak <= 9
     assert found(store) == wanted(batches)
     merger.turn()
     assert len(list((tmp_path / "obs").glob("date=*/hour=*/*.parquet"))) <= 2 * 9
     # One that starts later counts what is there.
-    later = SmallFileMerger(store.files, most_files=2, grace=timedelta(0))
+    later = SmallFileMerger(store.files, max_files=2, grace=timedelta(0))
     later.turn()
     assert len(store.files.visible(HOUR).paths) == 1
     assert found(store) == wanted(batches)
@@ -186,7 +186,7 @@ def test_reading_an_hour_opens_no_manifest_of_a_batch(store, monkeypatch):
     batches = [batch(n) for n in range(40)]
     for one in batches:
         publish_many(store.files, [one])
-    SmallFileMerger(store.files, most_files=8).turn()
+    SmallFileMerger(store.files, max_files=8).turn()
     read: list[str] = []
     real = type(store.files).read_text
     monkeypatch.setattr(

@@ -125,7 +125,7 @@ def test_any_past_cut_off_is_reproducible(store):
     publish(store, "b2", received=late)
     assert store.read_window(hours(9, 13), cut_off=NOW).equals(before)
     assert len(store.read_window(hours(9, 13), cut_off=late)) == 8
-    compact(store.files, DAY, DAY + timedelta(hours=12), least_files=2, grace=timedelta(0))
+    compact(store.files, DAY, DAY + timedelta(hours=12), min_files=2, grace=timedelta(0))
     assert rows(store.read_window(hours(9, 13), cut_off=NOW)) == rows(before)
     assert len(store.read_window(hours(9, 13), cut_off=late)) == 8
 

@@ -68,10 +68,10 @@ def test_reads_equal_a_plain_list(tmp_path, seed, monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(compaction_module, "write_file", dying_put(compaction_module, rng))
                 with contextlib.suppress(StorageError):
-                    compact(store.files, DAY, DAY + timedelta(hours=6), least_files=2)
+                    compact(store.files, DAY, DAY + timedelta(hours=6), min_files=2)
         else:
             grace = timedelta(0) if rng.random() < 0.5 else timedelta(hours=1)
-            compact(store.files, DAY, DAY + timedelta(hours=6), least_files=2, grace=grace)
+            compact(store.files, DAY, DAY + timedelta(hours=6), min_files=2, grace=grace)
         start = DAY + timedelta(minutes=rng.randrange(-60, 300))
         window = AssimilationWindow(start, start + timedelta(minutes=rng.randrange(1, 300)))
         cut_off = DAY + timedelta(hours=rng.randrange(24)) if rng.random() < 0.5 else None
@@ -101,7 +101,7 @@ def test_readers_beside_writers_and_compaction(tmp_path):
                 store.files,
                 DAY,
                 DAY + timedelta(hours=3),
-                least_files=3,
+                min_files=3,
                 grace=timedelta(seconds=1),
             )
 

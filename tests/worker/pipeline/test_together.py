@@ -68,7 +68,9 @@ def upload(runtime, content, key=""):
 def ingest_waiting(runtime):
     """As the task does with the message of any of them."""
     store = runtime.stores.batches
-    taken, _ = store.take(Lane.SMALL, "worker-1", runtime.settings.lease, most=64, most_bytes=10**7)
+    taken, _ = store.take(
+        Lane.SMALL, "worker-1", runtime.settings.lease, max_records=64, max_bytes=10**7
+    )
     attempt_batch(runtime.sender, runtime, store, taken, partial(_together, runtime))
     return taken
 
@@ -207,7 +209,9 @@ def tasks_problem():
 def test_what_was_published_before_a_crash_is_only_finished(runtime):
     batches = [upload(runtime, synop(airTemperature=280.0 + n)) for n in range(2)]
     store = runtime.stores.batches
-    taken, _ = store.take(Lane.SMALL, "dead", runtime.settings.lease, most=9, most_bytes=10**7)
+    taken, _ = store.take(
+        Lane.SMALL, "dead", runtime.settings.lease, max_records=9, max_bytes=10**7
+    )
     with runtime.busy_with("x"):
         _together(runtime, taken, _Held(taken))
     rows = stored(runtime)

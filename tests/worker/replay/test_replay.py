@@ -114,7 +114,7 @@ def _time(installation: Installation):
 def test_a_compacted_store_gives_the_same(installation):
     time = _time(installation)
     hour, files = timedelta(hours=1), installation.store.files
-    report = compact(files, time - hour, time + hour, least_files=2, grace=timedelta(0))
+    report = compact(files, time - hour, time + hour, min_files=2, grace=timedelta(0))
     assert report.files_removed == 2
     assert_identical(again(installation, "an-cold"))
 

@@ -34,15 +34,15 @@ from worker.observations.decoders.options import ArchiveOptions
 from worker.observations.formats import ARCHIVE, HEAD_BYTES, detect_format
 from worker.sandbox import is_our_fault, scratch_prefix
 
-__all__ = ["MOST_BYTES", "MOST_FILES", "decode_archive"]
+__all__ = ["MAX_BYTES", "MAX_FILES", "decode_archive"]
 
-MOST_BYTES = 4_000_000_000
-MOST_RATIO = 200
+MAX_BYTES = 4_000_000_000
+MAX_RATIO = 200
 """Maximum compression ratio; fields of zeros reach a hundred."""
-LEAST_BYTES = 100_000_000
+ALWAYS_ALLOWED_BYTES = 100_000_000
 """Bytes allowed from any file, however small."""
-MOST_FILES = 20_000
-DEEPEST = 3
+MAX_FILES = 20_000
+MAX_DEPTH = 3
 """Maximum depth: a `.zip` of `.tar.gz` has three layers."""
 _BLOCK = 1 << 20
 _MEMBER = 40
@@ -81,16 +81,16 @@ class _Budget:
         if self.left < 0:
             raise DecodeError(
                 "Expected an archive whose content is in proportion to its size: at most "
-                f"{MOST_RATIO} times, {MOST_BYTES / 1e9:.0f} GB in all; more came out.",
+                f"{MAX_RATIO} times, {MAX_BYTES / 1e9:.0f} GB in all; more came out.",
                 reason="too_large",
             )
 
     def next_file(self) -> int:
         """Count one more file and return its number."""
         self.files += 1
-        if self.files > MOST_FILES:
+        if self.files > MAX_FILES:
             raise DecodeError(
-                f"Expected at most {MOST_FILES} files in an archive; got more. Split it.",
+                f"Expected at most {MAX_FILES} files in an archive; got more. Split it.",
                 reason="too_large",
             )
         return self.files
@@ -100,7 +100,7 @@ def decode_archive(path: Path, context: DecodeContext) -> Decoded:
     """Return the rows of all files in an archive, file after file, up to the limits."""
     options = ArchiveOptions.of(context.options)
     size = path.stat().st_size
-    budget = _Budget(min(MOST_BYTES, max(LEAST_BYTES, MOST_RATIO * size)))
+    budget = _Budget(min(MAX_BYTES, max(ALWAYS_ALLOWED_BYTES, MAX_RATIO * size)))
     context = replace(context, archive=FileBudget(size, EXPANSION))
     report = DecodeReport(format=ARCHIVE, size=size)
     tables: list[pa.Table] = []
@@ -178,8 +178,8 @@ def _files(
             "their marks.",
             reason="wrong_format",
         )
-    if depth > DEEPEST:
-        raise DecodeError(f"{name}: more than {DEEPEST} layers", reason="compressed_archive")
+    if depth > MAX_DEPTH:
+        raise DecodeError(f"{name}: more than {MAX_DEPTH} layers", reason="compressed_archive")
     members = {"tar": _tar, "zip": _zip}.get(kind, _single)
     try:
         for inner, stream in members(path, name, kind):

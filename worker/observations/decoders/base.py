@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import DecodeError
 from worker.observations.columns import count_values
-from worker.observations.station_list import default_list
+from worker.observations.stations import default_list
 
 __all__ = [
     "DecodeContext",
@@ -215,7 +215,7 @@ class FileBudget:
 
     def __init__(self, size: int, expansion: int = 1) -> None:
         self.size = size
-        self.most = self.FLAT + self.PER_BYTE * expansion * size
+        self.limit = self.FLAT + self.PER_BYTE * expansion * size
         self.taken = 0
 
     def take(self, values: int = 0) -> None:
@@ -225,12 +225,12 @@ class FileBudget:
             DecodeError: With reason `too_large`, once they are more than the budget.
         """
         self.taken += values
-        if self.taken > self.most:
+        if self.taken > self.limit:
             raise DecodeError(
-                f"Expected at most {self.most} values in a file of {self.size} bytes; got more. "
+                f"Expected at most {self.limit} values in a file of {self.size} bytes; got more. "
                 "Send it in parts.",
                 reason="too_large",
-                limit=self.most,
+                limit=self.limit,
             )
 
 

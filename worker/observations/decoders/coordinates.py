@@ -20,7 +20,7 @@ __all__ = ["degrees_factor", "has_place", "pascal_factor", "pressures_by_height"
 
 Floats = NDArray[np.float64]
 
-_HIGHEST_HPA = 1_100.0
+_MAX_HPA = 1_100.0
 _ON_LAND = ("synop", "temp", "pilot", "gnss", "profiler")
 _AGREEMENT = 0.5
 """Largest difference in ln p between a level and the standard pressure at its height."""
@@ -49,11 +49,11 @@ def pascal_factor(pressure: Floats, chosen: str | None, where: str) -> float:
     if chosen is not None:
         return 100.0 if chosen == "hPa" else 1.0
     known = pressure[np.isfinite(pressure) & (pressure > 0.0)]
-    if not known.size or known.max() >= _HIGHEST_HPA:
+    if not known.size or known.max() >= _MAX_HPA:
         return 1.0
     raise DecodeError(
         f"Expected {where} in Pa; got {known.size} from {known.min():g} to {known.max():g}, all "
-        f"below {_HIGHEST_HPA:g} as in hPa. Say which with the decoder option 'pressure_units': "
+        f"below {_MAX_HPA:g} as in hPa. Say which with the decoder option 'pressure_units': "
         "'hPa' or 'Pa'.",
         reason="invalid_table",
     )
@@ -70,7 +70,7 @@ def pressures_by_height(
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.log(pressure / pressure_at_height(height))
     ratio = ratio[np.isfinite(ratio)]
-    low = not (pressure[np.isfinite(pressure)] >= _HIGHEST_HPA).any()
+    low = not (pressure[np.isfinite(pressure)] >= _MAX_HPA).any()
     if chosen is None and low and ratio.size:
         if np.mean(np.abs(ratio + np.log(100.0)) < _AGREEMENT) >= 0.9:
             report.notes["pressures_were_hpa"] += int(np.isfinite(pressure).sum())

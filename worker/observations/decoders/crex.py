@@ -167,11 +167,13 @@ class _CrexReader:
             )
         return Block(header, layout, np.array([self.values]), self.texts)
 
-    def _count(self, slots: Sequence[int], most: int) -> int:
+    def _count(self, slots: Sequence[int], limit: int) -> int:
         self._read_to(np.asarray(slots))
         number = self.values[-1]
-        if not 0 <= number <= most:
-            raise DecodeError(f"Expected a count up to {most}; got {number:g}.", reason="too_large")
+        if not 0 <= number <= limit:
+            raise DecodeError(
+                f"Expected a count up to {limit}; got {number:g}.", reason="too_large"
+            )
         return int(number)
 
     def _read_to(self, slots: np.ndarray) -> None:

@@ -50,7 +50,7 @@ _TIME_UNITS: tuple[tuple[float, tuple[str, ...]], ...] = (
 )
 _UNIT_SECONDS = {name: seconds for seconds, names in _TIME_UNITS for name in names}
 _LAST_SECOND = 9.2e9
-_COARSEST_SECONDS = 30.0
+_MAX_TIME_STEP = 30.0
 _WORST_MARK = 3
 """NCEP quality marks above this mean rejected (prepbufr table 7); IODA keeps them as PreQC."""
 
@@ -273,9 +273,9 @@ def _check_precision(variable: Any, counts: np.ma.MaskedArray, size: float) -> N
     if variable.dtype.kind != "f" or not np.ma.count(counts):
         return
     step = float(np.spacing(np.abs(counts).max())) * size
-    if step > _COARSEST_SECONDS:
+    if step > _MAX_TIME_STEP:
         raise DecodeError(
-            f"Expected times to within {_COARSEST_SECONDS:g} s in {_path(variable)}; {variable.dtype} "
+            f"Expected times to within {_MAX_TIME_STEP:g} s in {_path(variable)}; {variable.dtype} "
             f"with units '{variable.units}' holds them to {step:g} s only.",
             reason="invalid_table",
         )

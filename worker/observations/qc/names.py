@@ -29,7 +29,7 @@ __all__ = ["distances", "nameless", "reach"]
 
 _PLACEHOLDER = re.compile(r"[\W_]*|0+|9{3,}|-\d+|([A-Za-z])\1+")
 """Only punctuation, zeros or nines, a negative number, or one repeated letter."""
-_MOST = 64
+_MAX_FIXES = 64
 """Maximum number of fixes examined from one time on."""
 
 
@@ -101,7 +101,7 @@ def _crowds(
         begin, end = np.searchsorted(platform, [one, one + 1])
         for start in jumps[(jumps >= begin) & (jumps < end)].tolist():
             last = start + np.searchsorted(time[start:end], time[start] + seconds, side="right")
-            if _apart(where[start : min(int(last), start + _MOST)], far[start], places):
+            if _apart(where[start : min(int(last), start + _MAX_FIXES)], far[start], places):
                 found.append(one)
                 break
     return found

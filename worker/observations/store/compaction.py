@@ -56,23 +56,23 @@ def compact(
     start: datetime,
     end: datetime,
     *,
-    least_files: int = 4,
+    min_files: int = 4,
     grace: timedelta = timedelta(minutes=15),
 ) -> CompactionReport:
-    """Compact every hour of [start, end] that has at least `least_files` files.
+    """Compact every hour of [start, end] that has at least `min_files` files.
 
     Arguments:
         files: The store. Only one compaction may run at a time; a second one stops with an error.
         start: First hour.
         end: Last hour.
-        least_files: Hours with fewer files are not compacted.
+        min_files: Hours with fewer files are not compacted.
         grace: Age of the replacement at which replaced files are removed, so that readers who have
             listed them can finish.
     """
     report = CompactionReport()
     for hour in files.hours(hour_of(start), end):
         report.files_removed += sweep_hour(files, hour, grace) + sweep_unpublished(files, hour)
-        if len(files.visible(hour).paths) >= least_files:
+        if len(files.visible(hour).paths) >= min_files:
             compaction = compact_hour(files, hour)
             report.hours += 1
             report.files_before += len(compaction.replaces)
@@ -180,14 +180,14 @@ class SmallFileMerger:
 
     Attributes:
         files: The store.
-        most_files: Maximum number of new files of an hour.
+        max_files: Maximum number of new files of an hour.
         grace: Time that merged files stay, for readers that have listed them.
         turn_seconds: Maximum duration of one turn; the next one continues.
         look_back: How far back files are counted at the first turn, by observation time.
     """
 
     files: StoreFiles
-    most_files: int = 24
+    max_files: int = 24
     grace: timedelta = timedelta(minutes=2)
     turn_seconds: float = 10.0
     look_back: timedelta = timedelta(hours=72)
@@ -203,7 +203,7 @@ class SmallFileMerger:
             self._count_present()
         self._count_new()
         for hour, gained in self._gained.most_common():
-            if gained < self.most_files or time.monotonic() > end:
+            if gained < self.max_files or time.monotonic() > end:
                 break
             self._merge(hour, report)
         for hour, since in list(self._merged.items()):

@@ -219,15 +219,15 @@ class RetentionRunner:
         end = clock.now() - timedelta(hours=rule.after_hours)
         start = end - timedelta(hours=rule.look_back_hours)
         store = ObservationStore.of(self.layout)
-        report = compact(store.files, start, end, least_files=rule.least_files)
+        report = compact(store.files, start, end, min_files=rule.least_files)
         if report.hours:
             log.info("compacted", **vars(report))
 
     def _merge_small(self, rule: CompactionRule) -> None:
         merger = self._merger
-        if merger is None or merger.most_files != rule.new_files:
+        if merger is None or merger.max_files != rule.new_files:
             files = ObservationStore.of(self.layout).files
-            merger = self._merger = SmallFileMerger(files, most_files=rule.new_files)
+            merger = self._merger = SmallFileMerger(files, max_files=rule.new_files)
         report = merger.turn()
         if report.hours:
             log.debug("merged", **vars(report))

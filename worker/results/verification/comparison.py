@@ -63,7 +63,7 @@ RATIO = "log_error_over_cold"
 
 NEWEST_HOURS = 6
 """Length in hours, up to the analysis time, of the period whose values are compared."""
-LEAST_COMPARISONS, MOST_COMPARISONS = 3, 7
+MIN_COMPARISONS, MAX_COMPARISONS = 3, 7
 LOOK_BACK = timedelta(days=31)
 SIGNIFICANCE = 0.05
 _COLUMNS = ["batch_id", "observation_id", "report_type", "variable", "time"]
@@ -157,8 +157,8 @@ def withheld_values(
 
 def is_worse(ratios: Sequence[float]) -> bool:
     """Return whether comparisons, the newest last, show that the cold window is better."""
-    newest = np.asarray(ratios[-MOST_COMPARISONS:])
-    if len(newest) < LEAST_COMPARISONS or newest.std() == 0:
+    newest = np.asarray(ratios[-MAX_COMPARISONS:])
+    if len(newest) < MIN_COMPARISONS or newest.std() == 0:
         return False
     # Computed directly: importing `scipy.stats` would delay every start of a model worker by a second.
     t = newest.mean() / (newest.std(ddof=1) / np.sqrt(len(newest)))

@@ -50,7 +50,7 @@ HALF_DEPTH = 1.0
 """Vertical localisation: the same in the logarithm of pressure."""
 SURFACE_PRESSURE = 1.0e5
 """Pressure in Pa assumed for the distance of values without a pressure."""
-MOST_WITHHELD = 2000
+MAX_WITHHELD = 2000
 """Maximum number of withheld values used; if there are more, evenly spaced ones."""
 _AT_ONCE = 100
 
@@ -107,7 +107,7 @@ def estimate_impact(
     rows = analysis.rows[known & used[analysis.rows]]
     if not len(target) or not len(rows) or analysis.members < 2:
         return ()
-    target = target[:: -(-len(target) // MOST_WITHHELD)]
+    target = target[:: -(-len(target) // MAX_WITHHELD)]
     before, later = (float_column(feedback, f"{of}_departure") for of in ("background", "analysis"))
     after, seen = analysis.at(target), analysis.at(rows)
     e_b, e_a = before[target] / after.errors, later[target] / after.errors

@@ -39,9 +39,9 @@ Float = NDArray[np.float64]
 CHALLENGE = "challenge"
 """Key in the scores of the manifest of a challenger's analysis."""
 LEVEL = 0.95
-LEAST = 3
-"""Least number of cycles for which an interval is given."""
-_STRONGEST = 0.98
+MIN_CYCLES = 3
+"""Minimum number of cycles for which an interval is given."""
+_MAX_CORRELATION = 0.98
 
 
 def pairs_in(scores: Mapping[str, Any]) -> list[PairedSquares]:
@@ -59,10 +59,10 @@ def lag_one_correlation(values: ArrayLike) -> float:
     x = np.asarray(values, dtype=np.float64)
     deviation = x - x.mean()
     power = float(deviation @ deviation)
-    if len(x) < LEAST or power <= 0.0:
+    if len(x) < MIN_CYCLES or power <= 0.0:
         return 0.0
     found = float(deviation[1:] @ deviation[:-1]) / power
-    return float(np.clip(found + (1.0 + 4.0 * found) / len(x), 0.0, _STRONGEST))
+    return float(np.clip(found + (1.0 + 4.0 * found) / len(x), 0.0, _MAX_CORRELATION))
 
 
 def mean_interval(
@@ -80,7 +80,7 @@ def mean_interval(
     x = np.asarray(values, dtype=np.float64)
     longer = (1.0 + correlation) / (1.0 - correlation)
     independent = len(x) / longer
-    if len(x) < LEAST or independent <= 1.5:
+    if len(x) < MIN_CYCLES or independent <= 1.5:
         return None
     # correct the sample variance, which is too small, the more so with autocorrelation
     variance = float(((x - x.mean()) ** 2).sum()) / (len(x) - longer)

@@ -26,7 +26,7 @@ from worker.results.store import result_store
 __all__ = [
     "ALL",
     "LIMIT_SUFFIXES",
-    "MOST_FILES",
+    "MAX_FILES",
     "OUTSIDE_FLAG",
     "SCORES_VERSION",
     "SERIES_NAME",
@@ -237,7 +237,7 @@ def read_series(
     return pa.concat_tables(tables).unify_dictionaries()
 
 
-MOST_FILES = 750
+MAX_FILES = 750
 """Maximum number of files opened for one page; such a page may hold few rows, or none."""
 
 _CURSOR = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,250})~(?P<rows>\d{1,9})")
@@ -297,7 +297,7 @@ def page_series(
     for entry in entries:
         if entry.name < name:
             continue
-        if len(rows) == limit or opened == MOST_FILES:
+        if len(rows) == limit or opened == MAX_FILES:
             return SeriesPage(rows, f"{entry.name}~0")
         opened += 1
         start = skip if entry.name == name else 0

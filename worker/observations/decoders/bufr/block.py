@@ -1,9 +1,12 @@
 """Hold reports of equal layout, from one or many messages, as one matrix.
 
 Of texts only those that identify the station or platform are read. Every element read is recorded in
-the block's `usage`.
+the block's `usage`: values that were never read, or read and then not used, are counted by element in
+the report of the file, so that nothing is dropped silently.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,9 +14,8 @@ import numpy as np
 
 from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import ReportLayout
-from worker.observations.decoders.bufr.usage import ElementUsage
 
-__all__ = ["Block", "LAST_USED_MARK", "TEXT_KEYS", "clean_text"]
+__all__ = ["Block", "ElementUsage", "LAST_USED_MARK", "TEXT_KEYS", "clean_text"]
 
 TEXT_KEYS = {
     1_006: "aircraftFlightNumber",
@@ -42,6 +44,83 @@ def clean_text(text: str) -> str:
     """Return the text without padding; empty if it holds anything but printable ASCII."""
     text = text.strip(" \x00")
     return text if text.isprintable() and text.isascii() else ""
+
+
+class ElementUsage:
+    """Record of the elements of a block, shape (N, E), that were used.
+
+    Arguments:
+        layout: Positions of the elements.
+        values: Shape (N, E), NaN where missing.
+        texts: Identifying texts by descriptor, "" where missing, each of N.
+    """
+
+    def __init__(
+        self, layout: ReportLayout, values: np.ndarray, texts: Mapping[int, list[str]]
+    ) -> None:
+        self._layout = layout
+        self._texts = texts
+        self._values = values
+        self._read = np.zeros(values.shape[1], dtype=bool)
+        self._taken: dict[int, np.ndarray] = {}
+        self._left = np.zeros(values.shape[1], dtype=np.int64)
+
+    def read(self, positions: np.ndarray | int) -> None:
+        """Record that the elements at positions are used in all reports; -1 is none."""
+        if isinstance(positions, int):
+            if positions >= 0:
+                self._read[positions] = True
+        else:
+            self._read[positions[positions >= 0]] = True
+
+    def take(self, position: int, cells: np.ndarray) -> None:
+        """Record that an element is used in the reports where `cells`, shape (N,), is true."""
+        if position >= 0:
+            before = self._taken.get(position)
+            self._taken[position] = cells if before is None else before | cells
+
+    def leave(self, positions: np.ndarray, cells: np.ndarray) -> None:
+        """Record that elements that were read are not used after all; once for each cell.
+
+        Arguments:
+            positions: Distinct positions, shape (K,); -1 is none.
+            cells: Where they are left, shape (N, K).
+        """
+        if cells.any():
+            columns = np.flatnonzero(positions >= 0)
+            places, left = positions[columns], cells[:, columns]
+            given = self._values[:, places]
+            self._left[places] += np.count_nonzero(left & (given == given), axis=0)
+
+    def not_used(self) -> Counter[int]:
+        """Return how many values of each element were given and not used, by descriptor.
+
+        Texts that identify no one count whether filled in or blank.
+        """
+        counts = self._counts()
+        if not counts.any():
+            return Counter()
+        totals = np.bincount(self._layout.groups, counts, len(self._layout.distinct))
+        given = np.flatnonzero(totals)
+        codes, numbers = self._layout.distinct[given], totals[given].astype(np.int64)
+        return Counter(dict(zip(codes.tolist(), numbers.tolist(), strict=True)))
+
+    def _counts(self) -> np.ndarray:
+        """Return the number of values given and not used at each position, shape (E,)."""
+        counts = np.zeros(self._values.shape[1], dtype=np.int64)
+        described = self._layout.data
+        unread = np.flatnonzero(described & ~self._read)
+        if unread.size:
+            given = self._values[:, unread]
+            counts[unread] = len(given) - np.count_nonzero(given != given, axis=0)
+        for code, texts in self._texts.items():
+            if counts[at := self._layout.first(code)]:
+                counts[at] = len(texts) - texts.count("")
+        for position, taken in self._taken.items():
+            if counts[position]:
+                given = self._values[:, position]
+                counts[position] -= np.count_nonzero(taken & (given == given))
+        return counts + np.where(described, self._left, 0)
 
 
 @dataclass(frozen=True)

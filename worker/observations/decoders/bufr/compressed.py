@@ -23,8 +23,8 @@ from worker.observations.decoders.bufr.block import clean_text
 from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import COUNTS, ReportLayout
 from worker.observations.decoders.bufr.packing import (
+    MAX_BITS,
     TEXT_SCALE,
-    WIDEST,
     Packing,
     gather_bits,
     make_packing,
@@ -37,7 +37,7 @@ _INCREMENT_BITS = 6
 _INCREMENT_MASK = (1 << _INCREMENT_BITS) - 1
 _WORD = 64
 _word_at = struct.Struct(">Q").unpack_from
-_WIDEST_REFERENCE = _WORD - 7 - _INCREMENT_BITS
+_MAX_REFERENCE_BITS = _WORD - 7 - _INCREMENT_BITS
 """Maximum width of a local reference that is read together with the width of its increments."""
 _AT_ONCE = 32_768
 """Values read at a time: a few such arrays fit into the cache of a core."""
@@ -193,7 +193,7 @@ class CompressedPacking:
                 at += increment * subsets
             if special and (increment or reference != self.counts[element]):
                 raise _Differs
-        if at > end or any(increment > WIDEST for _, _, increment in varying):
+        if at > end or any(increment > MAX_BITS for _, _, increment in varying):
             raise _Differs
         return references, varying, texts
 
@@ -258,7 +258,7 @@ def describe_compressed(
     is_text = storage.scales == TEXT_SCALE
     places = {code: layout.first(code) for code in texts}  # -1 where no replication holds it
     unread = any(at >= 0 and not (is_text[at] and storage.widths[at]) for at in places.values())
-    if unread or (storage.widths[~is_text] > _WIDEST_REFERENCE).any():
+    if unread or (storage.widths[~is_text] > _MAX_REFERENCE_BITS).any():
         return None
     packing = make_packing(layout, storage)
     counted = np.flatnonzero(np.isin(layout.all_codes, list(COUNTS)))

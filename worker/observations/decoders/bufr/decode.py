@@ -309,7 +309,7 @@ class _FileDecoder:
             collection.packed,
             original=self.options.event == "original",
             errors=self.options.file_errors,
-            most=self.context.limits.replications,
+            max_count=self.context.limits.replications,
         )
         frames, ordinals = collection.frames, np.array(collection.ordinals)
         offsets = np.array([frame.offset for frame in frames])

@@ -24,8 +24,8 @@ from worker.observations.decoders.bufr.identity import compose_time
 from worker.observations.decoders.bufr.layout import COUNTS, ReportLayout
 from worker.observations.decoders.bufr.message import MessagePart, Unpacker
 from worker.observations.decoders.bufr.packing import (
+    MAX_BITS,
     TEXT_SCALE,
-    WIDEST,
     Storage,
     gather_bits,
     make_packing,
@@ -120,7 +120,7 @@ def _marks(nodes: Sequence[Node]) -> dict[int, tuple[int, ...]]:
 
 
 class _Compressed:
-    """Reads a compressed message: for each element a least value and increments of all reports."""
+    """Reads a compressed message: for each element a reference value and increments of all reports."""
 
     def __init__(
         self, header: Header, template: Template, storage: Storage, limits: MessageLimits
@@ -184,19 +184,19 @@ class _Compressed:
     def _number(self, width: int, code: int) -> np.ndarray:
         """Return the stored numbers of an element, NaN where missing, (N,)."""
         reports = self.header.subsets
-        least = read_bits(self.body, self.at, width) if width else 0
+        reference = read_bits(self.body, self.at, width) if width else 0
         self.at += width
         if not width:
             return np.full(reports, np.nan)
         bits = read_bits(self.body, self.at, _INCREMENT_WIDTH)
         self.at += _INCREMENT_WIDTH
         can_miss = width > 1 and code not in COUNTS and code // 1_000 != 31
-        if not bits or bits > WIDEST:
+        if not bits or bits > MAX_BITS:
             self.at += bits * reports
-            missing = can_miss and least == (1 << width) - 1
-            return np.full(reports, np.nan if missing else float(least))
+            missing = can_miss and reference == (1 << width) - 1
+            return np.full(reports, np.nan if missing else float(reference))
         increments = self._increments(bits)
-        number = increments.astype(np.float64) + least
+        number = increments.astype(np.float64) + reference
         return np.where(increments == np.uint64((1 << bits) - 1), np.nan, number)
 
     def _text(self, code: int, width: int) -> None:
@@ -273,11 +273,11 @@ class PrepCollection:
         self.updates += [update] * header.subsets
         self.ordinals += range(ordinal, ordinal + header.subsets)
 
-    def padded(self, most: int) -> Iterator[Padded]:
+    def padded(self, max_count: int) -> Iterator[Padded]:
         """Yield the reports of a dump, those of similar length in one layout."""
         packed = self.packed
         renumbered = _renumbering(packed.nodes, self.header.category)
-        return read_padded(packed.nodes, *packed.joined(), most, renumbered)
+        return read_padded(packed.nodes, *packed.joined(), max_count, renumbered)
 
     def part_of(self, padded: Padded) -> list[MessagePart]:
         """Return each of the reports as a part of its message."""

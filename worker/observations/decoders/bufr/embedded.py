@@ -27,9 +27,9 @@ TABLE_CATEGORY = 11
 STACK = 360_003
 _REPLICATIONS = {360_001: 31_002, 360_002: 31_001, 360_003: 31_001, 360_004: 31_000}
 """Count element by the sequence that stands for it."""
-_MOST = 100_000
-_DEEPEST = 32
-_WIDEST, _LARGEST_SCALE = 2_048, 60
+_MAX_STEPS = 100_000
+_MAX_DEPTH = 32
+_MAX_WIDTH, _MAX_SCALE = 2_048, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class EmbeddedTables:
         negative = texts.text(1) == "-"
         reference = texts.number(10)
         width = texts.number(3)
-        if not 0 <= width <= _WIDEST or abs(scale) > _LARGEST_SCALE:
+        if not 0 <= width <= _MAX_WIDTH or abs(scale) > _MAX_SCALE:
             raise _bad(f"{code:06d} has {width} bits and scale {scale}")
         self.elements[code] = TemplateElement(
             code,
@@ -228,14 +228,14 @@ class _Expansion:
         return tuple(self._walk(list(codes)))
 
     def _walk(self, codes: list[int], depth: int = 0) -> Iterator[Node]:
-        if depth > _DEEPEST:
+        if depth > _MAX_DEPTH:
             raise DecodeError("Expected sequences that end; got a circle.", reason="undecodable")
         at = 0
         while at < len(codes):
             self.steps += 1
-            if self.steps > _MOST:
+            if self.steps > _MAX_STEPS:
                 raise DecodeError(
-                    f"Expected a template of at most {_MOST} steps.", reason="too_large"
+                    f"Expected a template of at most {_MAX_STEPS} steps.", reason="too_large"
                 )
             code = codes[at]
             if code in _REPLICATIONS:

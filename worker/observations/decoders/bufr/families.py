@@ -26,7 +26,6 @@ from worker.observations.decoders.bufr.upper_air import (
     decode_profiler,
     decode_temp,
 )
-from worker.observations.decoders.bufr.usage import what_it_holds
 
 __all__ = ["BUFR_FAMILIES", "ReportFamily", "family_of", "unsupported"]
 
@@ -101,6 +100,23 @@ BUFR_FAMILIES: Registry[ReportFamily] = Registry(
 )  # fmt: skip
 
 
+_OTHER_CONTENT = (
+    (frozenset({12_063, 12_163, 12_158, 14_044, 14_045, 14_046}), "radiances"),
+    (frozenset({15_037, 15_036}), "bending angles or refractivity of radio occultation"),
+    (frozenset({21_062, 21_185, 21_183}), "backscatter without winds"),
+    (frozenset({22_021, 22_070, 22_074, 22_080, 22_086, 22_069, 22_011}), "waves alone"),
+    (frozenset({22_037, 22_038, 22_120, 22_121}), "tides and water levels"),
+    (frozenset({22_043, 22_044, 22_064}), "profiles of the ocean"),
+    (frozenset({15_001, 15_002, 15_003, 15_011, 15_020, 15_021, 15_023}), "gases and particles"),
+    (frozenset({30_001, 30_002, 30_004, 21_001}), "radar pictures"),
+    (frozenset({12_080, 12_081, 10_050, 13_060}), "land and sea surface from satellites"),
+    (frozenset({14_001, 14_011, 14_012, 14_017, 14_028}), "radiation"),
+    (frozenset({13_023, 13_021, 13_022, 13_011}), "precipitation over other times than an hour"),
+    (frozenset({20_058, 20_062, 20_008}), "weather and clouds alone"),
+)
+"""Content of messages without a known variable, by characteristic elements; the first match counts."""
+
+
 @lru_cache(maxsize=1024)
 def family_of(category: int, codes: frozenset[int]) -> str | None:
     """Return the name of the family of a message, or None."""
@@ -113,7 +129,7 @@ def family_of(category: int, codes: frozenset[int]) -> str | None:
 def unsupported(header: Header, codes: Set[int], kind: str = "") -> DecodeError:
     """Return the error for a message of no family, which says what it contains."""
     first = ", ".join(f"{code:06d}" for code in header.descriptors[:6])
-    content = what_it_holds(codes) or "other content"
+    content = next((words for some, words in _OTHER_CONTENT if some & codes), "other content")
     return DecodeError(
         f"Expected reports of one of {', '.join(BUFR_FAMILIES)}; got {content} "
         f"({kind or f'descriptors {first}'} of category {header.category}).",

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 EDITIONS = (2, 3, 4)
-_SHORTEST = 8 + 17 + 9 + 4 + 4
+_MIN_BYTES = 8 + 17 + 9 + 4 + 4
 _LOOK_BACK = 96
 
 HEADING = r"([A-Z]{4}\d{2}) +([A-Z]{4}) +(\d{6})(?: *([A-Z]{3}))?"
@@ -132,7 +132,7 @@ def _frame_length(data: bytes | mmap.mmap, at: int, size: int) -> tuple[int, int
     closed = declared >= 12 and data[at + declared - 4 : at + declared] == b"7777"
     if closed and edition not in EDITIONS:
         return declared, edition, "unsupported_edition", f"edition {edition}"
-    if closed and declared >= _SHORTEST:
+    if closed and declared >= _MIN_BYTES:
         return declared, edition, "", ""
     if at + declared > size and edition in EDITIONS:
         detail = f"{declared} bytes declared, {size - at} left in the file"

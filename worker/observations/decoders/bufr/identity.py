@@ -135,7 +135,7 @@ def _national(block: Block) -> Texts:
 
 NOMINAL, LAST_POSITION = 25, 26
 _LATEST_TWO_DIGIT = 69
-_LARGEST_SHIFT = 400 * 86_400
+_MAX_SHIFT = 400 * 86_400
 
 
 def observation_time(block: Block) -> np.ndarray:
@@ -208,5 +208,5 @@ def compose_time(
 def seconds_after(time: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Return times (N, 1) moved by seconds (N, K); a missing shift, or one of over a year, counts as 0."""
     with np.errstate(invalid="ignore"):
-        shift = np.where(np.abs(seconds) < _LARGEST_SHIFT, seconds, 0.0)
+        shift = np.where(np.abs(seconds) < _MAX_SHIFT, seconds, 0.0)
     return np.asarray(time + np.rint(shift).astype(np.int64).astype("timedelta64[s]"))

@@ -36,13 +36,13 @@ def find_anchors(layout: ReportLayout, codes: Sequence[int]) -> np.ndarray:
         codes: Vertical coordinates in order of preference. The one with the most occurrences
             before an observed element wins, so one in the header does not hide those of the levels.
     """
-    best, most = np.empty(0, dtype=np.int64), -1
+    best, best_count = np.empty(0, dtype=np.int64), -1
     for code in codes:
         found = layout.where(code)
         if found.size:
             number = int(np.count_nonzero(layout.after_each(found, *MEASURED) >= 0))
-            if number > most:
-                best, most = found, number
+            if number > best_count:
+                best, best_count = found, number
     return best
 
 

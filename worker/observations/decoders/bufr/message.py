@@ -65,10 +65,10 @@ class Unpacker:
         Raises:
             DecodeError: `needs_local_tables`, `too_large` or `undecodable`.
         """
-        least = descriptor_count(header.descriptors)
-        if least * (header.subsets if header.compressed else 1) > self.limits.values:
+        elements = descriptor_count(header.descriptors)
+        if elements * (header.subsets if header.compressed else 1) > self.limits.values:
             raise DecodeError(
-                f"Expected at most {self.limits.values} values; the template asks for {least} in "
+                f"Expected at most {self.limits.values} values; the template asks for {elements} in "
                 f"each of {header.subsets} reports.",
                 reason="too_large",
             )

@@ -24,7 +24,7 @@ __all__ = [
     "Packing",
     "Storage",
     "TEXT_SCALE",
-    "WIDEST",
+    "MAX_BITS",
     "describe_storage",
     "gather_bits",
     "make_packing",
@@ -63,8 +63,8 @@ def read_bits(body: bytes, at: int, width: int) -> int:
     return number & ((1 << width) - 1)
 
 
-WIDEST = 56
-"""Most bits that are read as one number."""
+MAX_BITS = 56
+"""Maximum width in bits of what is read as one number."""
 
 _FIRST_TRAILER = 222_000
 _DESCRIBED = frozenset({222_000, 236_000, 237_000})
@@ -153,7 +153,7 @@ def make_packing(layout: ReportLayout, storage: Storage) -> Packing:
         if (at := layout.first(code)) >= 0
     }
     text = storage.scales == TEXT_SCALE
-    numeric = np.where(text | (widths > WIDEST), 0, widths).astype(np.int64)
+    numeric = np.where(text | (widths > MAX_BITS), 0, widths).astype(np.int64)
     always = np.isin(layout.all_codes, _NEVER_MISSING)
     return Packing(
         offsets,
@@ -230,7 +230,7 @@ def _stored(handle: int, header: Header, layout: ReportLayout) -> Storage | None
     return Storage(*np.array(found, dtype=np.int64).T)
 
 
-def _elements(handle: int, most: int) -> list[list[int]]:
+def _elements(handle: int, limit: int) -> list[list[int]]:
     """Return code, width, scale, reference and bits of the associated field of elements, as eccodes
     lists them: associated fields and their significance are no elements of their own there.
     """
@@ -238,7 +238,7 @@ def _elements(handle: int, most: int) -> list[list[int]]:
     names = ("code", "width", "scale", "reference")
     iterator = eccodes.codes_bufr_keys_iterator_new(handle)
     try:
-        while len(found) <= most and eccodes.codes_bufr_keys_iterator_next(iterator):
+        while len(found) <= limit and eccodes.codes_bufr_keys_iterator_next(iterator):
             key = eccodes.codes_bufr_keys_iterator_get_name(iterator)
             if not key.startswith("#"):
                 continue

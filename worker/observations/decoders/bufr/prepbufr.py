@@ -91,9 +91,9 @@ class Packed:
         first = begin[np.array(self.section)]
         return b"".join(self.bodies), first + np.array(self.starts), first + np.array(self.ends)
 
-    def read(self, most: int) -> RaggedReports:
+    def read(self, max_count: int) -> RaggedReports:
         """Return the values of all reports."""
-        return read_reports(self.nodes, *self.joined(), most)
+        return read_reports(self.nodes, *self.joined(), max_count)
 
     def part(self, reports: slice) -> "Packed":
         """Return the same packed data restricted to a slice of the reports."""
@@ -210,22 +210,23 @@ class _Table:
         return result
 
 
-def read_prepbufr(packed: Packed, *, original: bool, errors: bool, most: int) -> PrepReports:
+def read_prepbufr(packed: Packed, *, original: bool, errors: bool, max_count: int) -> PrepReports:
     """Return the observations of packed reports, network by network.
 
     Arguments:
         packed: The reports.
         original: Whether to take the values first reported instead of those used upstream.
         errors: Whether to take the observation errors of the file.
-        most: Largest count of a replication.
+        max_count: Largest count of a replication.
     """
-    read = packed.read(most)
+    read = packed.read(max_count)
     number = len(packed.starts)
     if number > 1 and number * _levels(read) > _CELLS:
         half = number // 2
         parts = packed.part(slice(half)), packed.part(slice(half, None))
         first, second = (
-            read_prepbufr(part, original=original, errors=errors, most=most) for part in parts
+            read_prepbufr(part, original=original, errors=errors, max_count=max_count)
+            for part in parts
         )
         return first.joined(second, half)
     table = _Table(read, packed.virtual_step, original)

@@ -130,9 +130,9 @@ def _channels(block: Block, measured: np.ndarray, sensors: list[str]) -> np.ndar
     channel = np.where(
         np.isnan(through), own, through - _of(sensors, lambda s: s.first - 1)[:, None]
     )
-    most = _of(sensors, lambda s: s.channels)[:, None]
+    channels = _of(sensors, lambda s: s.channels)[:, None]
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where((channel >= 1) & (channel <= most), channel, np.nan))
+        return np.asarray(np.where((channel >= 1) & (channel <= channels), channel, np.nan))
 
 
 def _any_bit(flags: np.ndarray, width: int, bits: tuple[int, ...]) -> np.ndarray:

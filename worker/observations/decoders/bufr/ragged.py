@@ -13,12 +13,12 @@ import numpy as np
 
 from worker.observations.decoders.bufr.block import TEXT_KEYS
 from worker.observations.decoders.bufr.embedded import STACK, Loop, Node, TemplateElement
-from worker.observations.decoders.bufr.packing import WIDEST, gather_bits
+from worker.observations.decoders.bufr.packing import MAX_BITS, gather_bits
 
 __all__ = ["Column", "Padded", "RaggedReports", "names_of", "read_padded", "read_reports"]
 
 _ONCE = 360_004
-_MOST_TURNS = 200_000
+_MAX_REPETITIONS = 200_000
 """Maximum number of repetitions, enough for a thousand levels with a hundred parts each."""
 
 
@@ -74,12 +74,12 @@ class _ElementRun:
 
 @dataclass(frozen=True)
 class _Repeat:
-    """A replication of steps; `least` bits go into each repetition."""
+    """A replication of steps; `min_bits` bits go into each repetition."""
 
     kind: int
     width: int
     steps: tuple["_ElementRun | _Repeat", ...]
-    least: int
+    min_bits: int
 
 
 _Step = _ElementRun | _Repeat
@@ -102,8 +102,8 @@ def _compiled(nodes: Sequence[Node]) -> tuple[_Step, ...]:
             continue
         end_run()
         body = _compiled(node.body)
-        least = sum(step.bits if isinstance(step, _ElementRun) else step.width for step in body)
-        steps.append(_Repeat(node.kind, node.count.width, body, least))
+        min_bits = sum(step.bits if isinstance(step, _ElementRun) else step.width for step in body)
+        steps.append(_Repeat(node.kind, node.count.width, body, min_bits))
     end_run()
     return tuple(steps)
 
@@ -124,12 +124,12 @@ class _Place:
 class _RaggedReader:
     """Walk through a template for all reports at once."""
 
-    def __init__(self, buffer: np.ndarray, ends: np.ndarray, most: int) -> None:
+    def __init__(self, buffer: np.ndarray, ends: np.ndarray, max_count: int) -> None:
         self.buffer = buffer
         self.ends = ends
-        self.most = most
+        self.max_count = max_count
         self.broken = np.zeros(len(ends), dtype=bool)
-        self.turns = 0
+        self.repetitions = 0
         self.seen: dict[int, tuple[_ElementRun, list[_Place]]] = {}
 
     def walk(self, steps: Sequence[_Step], place: _Place, in_levels: bool) -> np.ndarray:
@@ -148,8 +148,8 @@ class _RaggedReader:
         bits = place.bit + step.width
         leveled = step.kind not in (STACK, _ONCE) and not in_levels
         for n in range(int(number.max(initial=0))):
-            self.turns += 1
-            if self.turns > _MOST_TURNS:
+            self.repetitions += 1
+            if self.repetitions > _MAX_REPETITIONS:
                 # Nested empty replications: no real report is that long.
                 self.broken[:] = True
                 break
@@ -172,15 +172,15 @@ class _RaggedReader:
         bad = (
             ~inside
             | self.broken[place.report]
-            | (number * step.least > room)
-            | (number > self.most)
+            | (number * step.min_bits > room)
+            | (number > self.max_count)
         )
         self.broken[place.report[bad]] = True
         return np.where(bad, 0, number)
 
 
 def read_reports(
-    nodes: Sequence[Node], body: bytes, starts: np.ndarray, ends: np.ndarray, most: int
+    nodes: Sequence[Node], body: bytes, starts: np.ndarray, ends: np.ndarray, max_count: int
 ) -> RaggedReports:
     """Return all elements of reports that lie in `body`.
 
@@ -189,11 +189,11 @@ def read_reports(
         body: The packed reports.
         starts: First bit of each report, (N,).
         ends: The bit after each report, (N,).
-        most: Largest count of a replication.
+        max_count: Largest count of a replication.
     """
     buffer = np.frombuffer(body + b"\0" * 8, dtype=np.uint8)
     number = len(starts)
-    reader = _RaggedReader(buffer, ends, most)
+    reader = _RaggedReader(buffer, ends, max_count)
     zero = np.zeros(number, dtype=np.int64)
     place = _Place(np.arange(number), starts.astype(np.int64), zero, zero)
     last = reader.walk(_compiled(nodes), place, in_levels=False)
@@ -227,7 +227,7 @@ def _take(
                     texts[where] = texts[where] or text
                 result.texts[element.name] = texts
             continue
-        if element.width > WIDEST or not element.width:
+        if element.width > MAX_BITS or not element.width:
             continue
         value = _values(buffer, bit + offset, element)
         present = int(np.count_nonzero(value == value))
@@ -282,9 +282,9 @@ class _PaddingReader(_RaggedReader):
     """Walk like `_RaggedReader` and write the values into columns, one for each place of the template."""
 
     def __init__(
-        self, buffer: np.ndarray, ends: np.ndarray, most: int, renumbered: Mapping[str, int]
+        self, buffer: np.ndarray, ends: np.ndarray, max_count: int, renumbered: Mapping[str, int]
     ) -> None:
-        super().__init__(buffer, ends, most)
+        super().__init__(buffer, ends, max_count)
         self.renumbered = renumbered
         self.codes: list[int] = []
         self.columns: list[np.ndarray] = []
@@ -311,7 +311,7 @@ class _PaddingReader(_RaggedReader):
             if element.text:
                 column[place.report] = 0.0  # present, but not a number
                 self._text(code, element, place.report, inside + offset)
-            elif 0 < element.width <= WIDEST:
+            elif 0 < element.width <= MAX_BITS:
                 column[place.report] = _values(self.buffer, inside + offset, element)
             self.codes.append(code)
             self.columns.append(column)
@@ -333,7 +333,7 @@ def read_padded(
     body: bytes,
     starts: np.ndarray,
     ends: np.ndarray,
-    most: int,
+    max_count: int,
     renumbered: Mapping[str, int],
 ) -> Iterator[Padded]:
     """Yield reports of one template, those of similar length together, without the broken ones.
@@ -343,7 +343,7 @@ def read_padded(
         body: The packed reports.
         starts: First bit of each report, (N,).
         ends: The bit after each report, (N,).
-        most: Largest count of a replication.
+        max_count: Largest count of a replication.
         renumbered: Descriptors by mnemonic, instead of those in the table.
     """
     steps = _compiled(nodes)
@@ -354,7 +354,7 @@ def read_padded(
         size = np.arange(1, len(order) + 1) * (ends - starts)[order] / _USUAL_BITS
         some = order[: max(1, int(np.searchsorted(size, _CELLS)))]
         order = order[len(some) :]
-        reader = _PaddingReader(buffer, ends[some], most, renumbered)
+        reader = _PaddingReader(buffer, ends[some], max_count, renumbered)
         zero = np.zeros(len(some), dtype=np.int64)
         place = _Place(np.arange(len(some)), starts[some].astype(np.int64), zero, zero)
         last = reader.walk(steps, place, in_levels=False)

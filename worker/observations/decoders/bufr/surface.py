@@ -47,12 +47,12 @@ _HEIGHTS = (7_032, 7_006)
 _DEPTHS = (7_063, 7_062)
 _BY_DEFINITION = {12_004: 2.0, 12_006: 2.0, 11_012: 10.0}
 """Elements whose height in m is part of their definition."""
-_DEEPEST = 10.0
+_MAX_DEPTH = 10.0
 _SCREEN, _SCREEN_HEIGHT = 2.0, (0.5, 10.0)
 _MAST, _MAST_HEIGHT = 10.0, (5.0, 25.0)
 _UNKNOWN, _OUTSIDE = 100.0, 1_000.0
 """Distance in m assumed for an unknown height, and penalty added for one outside the limits."""
-_MOST_SENSORS = 32
+_MAX_SENSORS = 32
 _DUBIOUS = 2
 
 
@@ -136,9 +136,9 @@ def _distance(
 
 
 def _shallow(depth: np.ndarray) -> np.ndarray:
-    """Return the rank of sensors in water: shallow first, none below `_DEEPEST`."""
+    """Return the rank of sensors in water: shallow first, none below `_MAX_DEPTH`."""
     with np.errstate(invalid="ignore"):
-        return np.where(depth > _DEEPEST, np.inf, np.nan_to_num(depth))
+        return np.where(depth > _MAX_DEPTH, np.inf, np.nan_to_num(depth))
 
 
 def choose(
@@ -161,7 +161,7 @@ def choose(
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for code in codes:
         earlier: list[np.ndarray] = []
-        for at in block.layout.where(code)[:_MOST_SENSORS].tolist():
+        for at in block.layout.where(code)[:_MAX_SENSORS].tolist():
             place = block.layout.before(at, *coordinates)
             real = np.isnan(block.effective(at, 8_023))
             if not real.any():

@@ -46,7 +46,7 @@ from worker.observations.units import pressure_from_flight_level, wind_component
 
 __all__ = [
     "AMV_METHODS",
-    "LOWEST_QI",
+    "MIN_QI",
     "STANDARD_LEVELS",
     "decode_aircraft",
     "decode_amv",
@@ -245,7 +245,7 @@ def _phase(block: Block) -> list[str] | str:
     ]
 
 
-LOWEST_QI = 60.0
+MIN_QI = 60.0
 """Vectors below this quality in percent are flagged (EUMETSAT: Best practice for AMV users)."""
 
 AMV_METHODS = {
@@ -269,7 +269,7 @@ def decode_amv(block: Block) -> Reports:
     u = np.where(np.isnan(u), block.at(at[0]), u)
     v = np.where(np.isnan(v), block.at(at[1]), v)
     pressure = block.at(block.layout.first(7_004))
-    poor = quality(block) < LOWEST_QI
+    poor = quality(block) < MIN_QI
     methods = block.first(2_023)
     return Reports(
         "amv",

@@ -16,7 +16,7 @@ from worker.observations.decoders.text import surface
 from worker.observations.decoders.text.bulletins import BulletinClock, BulletinReport, reports
 from worker.observations.decoders.text.surface import decode_metar, decode_synop
 from worker.observations.decoders.text.upper_air import decode_upper_air
-from worker.observations.station_list import StationSite, read_list
+from worker.observations.stations import StationSite, read_list
 
 __all__ = ["decode_text"]
 

@@ -19,7 +19,7 @@ from model.domain.physics import (
     pressure_at_height,
 )
 from worker.observations.decoders.text.bulletins import CORRECTED, BulletinClock, BulletinReport
-from worker.observations.station_list import StationSite, airport
+from worker.observations.stations import StationSite, airport
 from worker.observations.units import wind_components
 
 __all__ = ["ReportValues", "decode_metar", "decode_synop", "find_place", "without_marks"]

@@ -25,7 +25,7 @@ from worker.observations.decoders.text.surface import (
     no_time,
     without_marks,
 )
-from worker.observations.station_list import StationSite
+from worker.observations.stations import StationSite
 from worker.observations.units import wind_components
 
 __all__ = ["decode_upper_air"]
@@ -133,7 +133,7 @@ def _standard(groups: _Groups, part: str, last: str, unit: float, result: Report
     """Add the surface, standard levels, tropopause and wind maxima of part A or C."""
     names, factor = (_LOW, 1.0) if part == "A" else (_HIGH, 0.1)
     lowest = _LAST_WIND.get(last)
-    least = None if lowest is None else lowest * (1.0 if part == "A" else 0.1)
+    top = None if lowest is None else lowest * (1.0 if part == "A" else 0.1)
     before = np.inf
     while group := groups.next():
         head = group[:2]
@@ -148,7 +148,7 @@ def _standard(groups: _Groups, part: str, last: str, unit: float, result: Report
             height = _height(group[2:], names[head])
             if pressure and height == height:
                 result.add("geopotential", height * GRAVITY, "pressure", pressure * 100.0)
-            _level(groups, pressure, unit, result, wind=least is not None and pressure >= least)
+            _level(groups, pressure, unit, result, wind=top is not None and pressure >= top)
         elif head == _TROPOPAUSE:
             if group[2:] != _MISSING_LEVEL:
                 _level(groups, _pressure(group[2:], factor), unit, result, wind=last != "/")

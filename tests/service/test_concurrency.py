@@ -1,11 +1,11 @@
-"""Turns of requests: no more at once than allowed, and none is lost by errors or slow clients."""
+"""Concurrency limits: no more at once than allowed; errors and slow clients keep no slot."""
 
 import asyncio
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from service.turns import ConcurrencyLimit, PictureLimit
+from service.concurrency import ConcurrencyLimit, PictureLimit
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 BODY = {"type": "http.response.body", "body": b"x"}
@@ -19,14 +19,14 @@ async def ignore(message: dict) -> None:
     del message
 
 
-def test_so_many_at_once() -> None:
+def test_no_more_run_at_once_than_the_limit() -> None:
     async def scenario() -> int:
-        limit, working, most = ConcurrencyLimit(2), 0, 0
+        limit, working, peak = ConcurrencyLimit(2), 0, 0
 
         async def app(scope, receive, send) -> None:
-            nonlocal working, most
+            nonlocal working, peak
             working += 1
-            most = max(most, working)
+            peak = max(peak, working)
             await asyncio.sleep(0.001)
             working -= 1
             await send(START)
@@ -34,12 +34,12 @@ def test_so_many_at_once() -> None:
         async with asyncio.timeout(30):
             await asyncio.gather(*(limit.run(app, {}, receive, ignore) for _ in range(9)))
         assert limit.waiting == 0
-        return most
+        return peak
 
     assert asyncio.run(scenario()) == 2
 
 
-def test_a_client_that_takes_nothing_of_its_answer_keeps_no_turn() -> None:
+def test_a_client_that_takes_nothing_of_its_answer_keeps_no_slot() -> None:
     async def scenario() -> None:
         limit, stalled = ConcurrencyLimit(1), asyncio.Event()
 
@@ -61,7 +61,7 @@ def test_a_client_that_takes_nothing_of_its_answer_keeps_no_turn() -> None:
     asyncio.run(scenario())
 
 
-def test_an_error_and_a_request_that_is_given_up_return_their_turns() -> None:
+def test_an_error_and_a_request_that_is_given_up_free_their_slots() -> None:
     async def scenario() -> None:
         limit, begun = ConcurrencyLimit(1), asyncio.Event()
 
@@ -93,7 +93,7 @@ def test_an_error_and_a_request_that_is_given_up_return_their_turns() -> None:
     asyncio.run(scenario())
 
 
-def test_a_request_that_is_given_up_as_it_is_called_up_returns_its_turn() -> None:
+def test_a_request_that_is_given_up_as_it_is_admitted_frees_its_slot() -> None:
     async def scenario() -> None:
         limit, may_end = ConcurrencyLimit(1), asyncio.Event()
 
@@ -139,9 +139,9 @@ def test_pictures_go_one_by_one_while_a_field_is_asked_for() -> None:
             tiles = (ask(f"/ogc/collections/x/map/tiles/M/3/0/{n}") for n in range(8))
             async with asyncio.timeout(30):
                 await asyncio.gather(*tiles)
-            most = max(counts)
+            peak = max(counts)
             counts.clear()
-            return most
+            return peak
 
         limit = PictureLimit(app, 3, Gauge("waiting", "x", registry=CollectorRegistry()))
         found = [await look()]

@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["ConcurrencyLimit", "PictureLimit"]
 
-_DRAWN = re.compile(r"/ogc/collections/[^/]+/(styles/[^/]+/)?(map|legend)(/|$)")
-_MAP_SERVICE = re.compile(r"/ogc/wms/?$")
-_MAP_WANTED = re.compile(rb"(^|&)request=get(map|legendgraphic)(&|$)", re.IGNORECASE)
-_CALL = re.compile(r"/v1/fields(/|$)")
+_MAP_OR_LEGEND = re.compile(r"/ogc/collections/[^/]+/(styles/[^/]+/)?(map|legend)(/|$)")
+_WMS = re.compile(r"/ogc/wms/?$")
+_WMS_PICTURE = re.compile(rb"(^|&)request=get(map|legendgraphic)(&|$)", re.IGNORECASE)
+_FIELDS = re.compile(r"/v1/fields(/|$)")
 
 
 async def _answer(
@@ -52,7 +52,7 @@ class ConcurrencyLimit:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._working = 0
+        self._running = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -71,28 +71,28 @@ class ConcurrencyLimit:
         await _answer(app, scope, receive, send, self._end)
 
     async def _begin(self) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        admission: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(admission)
         self._admit()
         try:
-            await turn
+            await admission
         except asyncio.CancelledError:
-            if not turn.cancelled():  # admitted at the same moment
+            if not admission.cancelled():  # admitted at the same moment
                 self._end()
-            elif turn in self._queue:
-                self._queue.remove(turn)
+            elif admission in self._queue:
+                self._queue.remove(admission)
             raise
 
     def _end(self) -> None:
-        self._working -= 1
+        self._running -= 1
         self._admit()
 
     def _admit(self) -> None:
-        while self._working < self._count and self._queue:
-            turn = self._queue.popleft()
-            if not turn.cancelled():
-                self._working += 1
-                turn.set_result(None)
+        while self._running < self._count and self._queue:
+            admission = self._queue.popleft()
+            if not admission.cancelled():
+                self._running += 1
+                admission.set_result(None)
 
 
 class PictureLimit:
@@ -107,7 +107,7 @@ class PictureLimit:
     def __init__(self, app: ASGIApp, count: int, waiting_gauge: Gauge) -> None:
         self.app = app
         self._count = count
-        self._calls = 0
+        self._field_requests = 0
         self._pictures = ConcurrencyLimit(count)
         waiting_gauge.set_function(lambda: self._pictures.waiting)
 
@@ -116,22 +116,22 @@ class PictureLimit:
             await self.app(scope, receive, send)
         elif _is_picture(scope):
             await self._pictures.run(self.app, scope, receive, send)
-        elif _CALL.search(scope["path"]):
-            self._calls += 1
+        elif _FIELDS.search(scope["path"]):
+            self._field_requests += 1
             self._pictures.set_limit(1)
-            await _answer(self.app, scope, receive, send, self._answered)
+            await _answer(self.app, scope, receive, send, self._field_answered)
         else:
             await self.app(scope, receive, send)
 
-    def _answered(self) -> None:
-        self._calls -= 1
-        if not self._calls:
+    def _field_answered(self) -> None:
+        self._field_requests -= 1
+        if not self._field_requests:
             self._pictures.set_limit(self._count)
 
 
 def _is_picture(scope: Scope) -> bool:
     """Return whether a request is for a picture, or for what describes its tiles."""
     path = scope["path"]
-    if _MAP_SERVICE.search(path):
-        return _MAP_WANTED.search(scope["query_string"]) is not None
-    return _DRAWN.search(path) is not None
+    if _WMS.search(path):
+        return _WMS_PICTURE.search(scope["query_string"]) is not None
+    return _MAP_OR_LEGEND.search(path) is not None

@@ -1,1 +1,0 @@
-"""Serve the published analyses as a SpatioTemporal Asset Catalog (STAC)."""
