@@ -280,7 +280,7 @@ class PriorStartSettings:
     steps: int = 2
     guessed_steps: int = 1
     propagated_iterations: int = 12
-    member_iterations: int = 25
+    member_iterations: int = 12
     member_tolerance: float = 0.03
     tied_iterations: int = 30
     tied_tolerance: float = 0.005
