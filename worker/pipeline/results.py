@@ -7,6 +7,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -294,17 +295,21 @@ def write_outputs(
     """
     written: list[tuple[Path, str]] = []
     names = list(dict.fromkeys(product.job.spec.outputs))
-    for name, write in zip(names, [OUTPUTS[name].load() for name in names], strict=True):
-        with traces.step(f"write {name}"), disk_errors(folder):
-            written += write(product, folder)
-    if product.series is not None:
-        path = folder / SERIES_NAME
-        pq.write_table(product.series, path, compression="zstd")
-        written.append((path, "verification"))
-    if not any(plan.tied):  # no job continues a forecast
-        path = folder / RESTART_NAME
-        write_restart(Restart(plan.times, analysis.latents, loaded.sha256, biases), path)
-        written.append((path, "restart"))
+    with ThreadPoolExecutor(1) as beside:  # the restart is written without the interpreter's lock
+        restart = None
+        if not any(plan.tied):  # no job continues a forecast
+            states = Restart(plan.times, analysis.latents, loaded.sha256, biases)
+            restart = beside.submit(write_restart, states, folder / RESTART_NAME)
+        for name, write in zip(names, [OUTPUTS[name].load() for name in names], strict=True):
+            with traces.step(f"write {name}"), disk_errors(folder):
+                written += write(product, folder)
+        if product.series is not None:
+            path = folder / SERIES_NAME
+            pq.write_table(product.series, path, compression="zstd")
+            written.append((path, "verification"))
+        if restart is not None:
+            restart.result()
+            written.append((folder / RESTART_NAME, "restart"))
     return [describe_file(path, role) for path, role in written]
 
 
