@@ -34,10 +34,13 @@ from torch import Tensor, nn
 
 from lab.training.denoiser_batches import AnalysisErrors, Batches
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
-from lab.training.error_weights import measure_error_weights
-from lab.training.input_differences import learn_differences, restore_inputs
 from lab.training.latent_years import LatentYears, read_latents
 from lab.training.loop import MatrixOptimiser, averaged
+from lab.training.preconditioning import (
+    learn_differences,
+    measure_error_weights,
+    restore_inputs,
+)
 from model.backbone import Backbone, BackboneConfig
 from model.checkpoints.bundle import load_checkpoint
 from model.denoiser import BlanketDenoiser, native_precision, reduced_precision
@@ -91,7 +94,7 @@ class Session:
         sigma: Lowest and highest noise level, drawn log-uniformly.
         unequal: Share of a batch whose states carry different noise.
         weighted: Whether a resumed session weights errors by the size that those of its network
-            have in forecasts (`lab.training.error_weights`).
+            have in forecasts (`lab.training.preconditioning`).
         compiled: Whether blocks are compiled.
         steps: At most, in this session; None for as many as the minutes allow.
     """

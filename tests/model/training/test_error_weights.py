@@ -2,7 +2,7 @@
 
 import torch
 
-from lab.training.error_weights import ErrorWeights
+from lab.training.preconditioning import ErrorWeights
 
 ROWS, COLUMNS, CHANNELS = 3, 16, 4
 

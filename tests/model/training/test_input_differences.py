@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lab.training.input_differences import InputDifferences, learn_differences, restore_inputs
+from lab.training.preconditioning import InputDifferences, learn_differences, restore_inputs
 from model.backbone import Backbone, BackboneConfig
 from model.domain.errors import ConfigurationError
 
