@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from model.domain.observations import validate_table
 from worker.contract import traces
 from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.layout import Layout
-from worker.contract.uploads import upload_store
+from worker.contract.uploads import UploadStore, upload_store
 from worker.observations.columns import count_pairs, count_values, float_column, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded
 from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
@@ -329,9 +330,25 @@ def decode_small(batches: Sequence[BatchRecord], layout: Layout) -> Iterator[Arr
         context = _context(batch.id, batch.created, options)
         senders.setdefault(batch.api_key, []).append(Arrived(batch, options, context, None))
     for waiting in sorted(senders.values(), key=len):
-        wanted = {one.batch.id: one.batch.sha256 for one in waiting}
-        with upload_store(layout).local(wanted) as paths:
+        yield from _decode_kept(waiting, upload_store(layout))
+
+
+def _decode_kept(waiting: list[Arrived], uploads: UploadStore) -> Iterator[Arrived]:
+    """Decode the small uploads of one sender, without those whose bytes are lost; yield all."""
+    wanted = {one.batch.id: one.batch.sha256 for one in waiting}
+    with ExitStack() as held:
+        try:
+            paths = held.enter_context(uploads.local(wanted))
+        except FileNotFoundError:
+            lost = [one for one in waiting if not uploads.has(one.batch.id)]
+            if not lost:
+                raise
+        else:
             yield from _decode_of_sender(waiting, paths)
+            return
+    yield from lost
+    if rest := [one for one in waiting if one not in lost]:
+        yield from _decode_kept(rest, uploads)
 
 
 def _decode_of_sender(waiting: list[Arrived], paths: Mapping[str, Path]) -> Iterator[Arrived]:

@@ -121,6 +121,20 @@ def test_one_that_ends_its_child_costs_itself_only(runtime, monkeypatch):
     assert (ended.state, ended.error.context["reason"]) == (BatchState.REJECTED, "crashed")
 
 
+def test_one_whose_bytes_are_lost_costs_itself_only(runtime):
+    kept = [upload(runtime, synop(airTemperature=280.0 + n)) for n in range(2)]
+    lost = upload(runtime, synop(airTemperature=290.0))
+    runtime.layout.raw_file(lost.id).unlink()
+    ingest_waiting(runtime)
+    assert states(runtime, kept) == [BatchState.INGESTED] * 2
+    waiting = runtime.stores.batches.get(lost.id)
+    assert (waiting.state, waiting.error.code) == (BatchState.RECEIVED, "decoded_alone")
+    attempt(runtime.sender, runtime, runtime.stores.batches, lost.id, _alone(runtime))
+    ended = runtime.stores.batches.get(lost.id)
+    assert ended.state is BatchState.FAILED  # our own fault: never a rejection
+    assert f"the bytes of upload '{lost.id}' are not kept" in ended.error.message
+
+
 def decode_and_die(files, results, limits):
     """In the child: one file is fatal, as a decoder's bug would be."""
     from worker.observations.decoders.decode import _decode_each
