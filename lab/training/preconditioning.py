@@ -94,7 +94,10 @@ def learn_differences(backbone: Backbone) -> None:
 
 
 def restore_inputs(backbone: nn.Module) -> None:
-    """Give the first layer of a backbone the weights of states again, as it is saved."""
+    """Give the first layer of a backbone the weights of states again, as it is saved.
+
+    Copies of it share the class that torch made for the learned weights, and cannot be used any more.
+    """
     layer = cast(Backbone, backbone).in_proj
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 

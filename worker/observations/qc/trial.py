@@ -5,7 +5,6 @@ of a variable or a period of the blocklist, shows only when it runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 from model.domain.observations import REPORT_TYPES
 from model.domain.variables import VARIABLES, Variable
 from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 from worker.observations.qc.base import EXTRA_CHECKS, QCContext, load_parameters
 from worker.observations.qc.run import CHECKS
 
@@ -23,14 +23,6 @@ __all__ = ["try_parameters"]
 _NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 _VERTICAL = {"level": ("pressure", 5e4), "layer": ("layer", 5e4), "channel": ("channel", 5.0)}
 """Kind and value of the vertical coordinate of variables that are not at the surface."""
-
-
-@dataclass(frozen=True)
-class _MadeUp:
-    """Origin of the rows."""
-
-    batch_id: str = "trial"
-    received_time: datetime = _NOON
 
 
 def try_parameters(parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Exception]:
@@ -69,7 +61,7 @@ def _rows() -> pa.Table:
     places = [_vertical(variable) for _, variable in pairs]
     count = len(pairs)
     table = build_table(
-        _MadeUp(),
+        DecodeContext(batch_id="trial", received_time=_NOON),
         count,
         report_type=[network.name for network, _ in pairs],
         station_id=[f"{10_000 + row}" for row in range(count)],
