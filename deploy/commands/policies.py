@@ -20,7 +20,7 @@ from worker.contract.layout import Layout
 from worker.cycling.policy import frozen_suite, read_policy
 from worker.observations.errors import load_errors
 from worker.observations.qc.base import load_parameters
-from worker.observations.qc.trial import try_parameters
+from worker.observations.qc.run import try_parameters
 from worker.observations.stations import default_list, read_list
 from worker.results.retention.plan import read_policy as read_retention
 from worker.results.verification.control import read_control_policy

@@ -4,8 +4,7 @@ import pytest
 
 from model.domain.errors import ConfigurationError
 from worker.observations.qc.base import QCContext, load_parameters
-from worker.observations.qc.run import CHECKS
-from worker.observations.qc.trial import try_parameters
+from worker.observations.qc.run import CHECKS, try_parameters
 
 
 def test_every_check_has_parameters_and_a_switch():
