@@ -36,9 +36,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.domain.errors import AppaError, ConfigurationError
 from model.domain.files import code_version
+from service.answer_limits import ConcurrencyLimit, PictureLimit
 from service.audit import AuditLog
 from service.auth import authenticate
-from service.concurrency import ConcurrencyLimit, PictureLimit
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
 from service.gateway import MAX_DRAWING, MAX_READING, Gateway, open_gateway, running
 from service.keys import Scope as KeyScope

@@ -20,11 +20,11 @@ from celery import Celery
 from fastapi import FastAPI
 
 from model.domain.errors import AppaError
+from service.answer_limits import RowBudget
 from service.errors import NotInstalled
 from service.event_feed import EventFeed
 from service.keys import KeyFile
 from service.metrics import GatewayMetrics
-from service.row_answers import RowBudget
 from service.settings import GatewaySettings
 from service.uploads import UploadLimits
 from worker.contract.acceptance import Intake

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from model.domain.errors import InvalidInput
 from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
+from service.answer_limits import RowAnswer
 from service.auth import (
     AnyCaller,
     GatewayDep,
@@ -25,7 +26,6 @@ from service.gateway import Gateway
 from service.keys import ApiKey
 from service.openapi import BATCH, example_page, example_response, problem_responses
 from service.query_parameters import check_known, check_years, listed_names, parse_box
-from service.row_answers import RowAnswer
 from service.schemas import MAX_ITEMS, BatchPage, BatchView
 from service.upload_requests import UploadOrigin, UploadQuota, receive_batch, retry_ingest
 from worker.contract.batches import BatchState

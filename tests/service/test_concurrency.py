@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from service.concurrency import ConcurrencyLimit, PictureLimit
+from service.answer_limits import ConcurrencyLimit, PictureLimit
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 BODY = {"type": "http.response.body", "body": b"x"}

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from service.answer_limits import RowBudget
 from service.errors import Unavailable
-from service.row_answers import RowBudget
 from tests.worker.tables import make_table
 from worker.observations.export import ROW_FORMATS
 from worker.observations.store.store import ObservationStore
