@@ -21,7 +21,7 @@ from redis import Redis
 from rich.table import Table
 
 from lab.chaos.audit import BatchFound, ChaosEvidence, ChaosReport, ChaosVerdict, JobFound, judge
-from lab.chaos.content import Row, rows_of
+from lab.chaos.content import DamagedBatches, Row, rows_of, undisturbed
 from lab.chaos.cycles import (
     CycledResult,
     CycleFound,
@@ -36,7 +36,6 @@ from lab.chaos.cycles import (
     write_policy,
 )
 from lab.chaos.plan import ChaosPlan, FaultKind, Rates, chaos_plan
-from lab.chaos.sandbox import DamagedBatches, undisturbed
 from lab.chaos.stack import ChaosStack
 from lab.chaos.traffic import Ledger, Traffic
 from lab.tiny_model import tiny_model

@@ -19,9 +19,10 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.commands.demo import chaos_app
-from lab.chaos import run, sandbox
+from lab.chaos import content as contents
+from lab.chaos import run
 from lab.chaos.audit import ChaosReport
-from lab.chaos.content import NO_VALUE, NOON, content_of, rows_of
+from lab.chaos.content import NO_VALUE, NOON, DamagedBatches, content_of, rows_of
 from lab.chaos.cycles import (
     CycleFound,
     cycle_policy,
@@ -40,7 +41,6 @@ from lab.chaos.plan import (
     Rates,
     chaos_plan,
 )
-from lab.chaos.sandbox import DamagedBatches
 from lab.chaos.traffic import Ledger, Traffic, is_explained
 from worker.contract.clock import Clock
 from worker.observations.decoders.decode import decode_file
@@ -133,7 +133,7 @@ def test_content_is_observed_in_the_three_hours_before_it_is_sent():
 
 
 def test_damaged_contents_are_decoded_in_batches_and_those_that_were_not_sent_as_well(monkeypatch):
-    monkeypatch.setattr(sandbox, "_TOGETHER", 8)
+    monkeypatch.setattr(contents, "_TOGETHER", 8)
     plan = chaos_plan(0.1, SEED, Rates(uploads=0, mutated=160, posted=0.25))
     posted = [one for one in plan.uploads if one.mutated]
     assert (len(posted), len(plan.batched)) == (4, 12)
@@ -147,7 +147,7 @@ def test_an_error_that_leaves_the_sandbox_is_a_finding(monkeypatch):
     def escapes(files):
         raise UnicodeDecodeError("utf-8", b"", 0, 1, "surrogates")
 
-    monkeypatch.setattr(sandbox, "decode_in_one_child", escapes)
+    monkeypatch.setattr(contents, "decode_in_one_child", escapes)
     batches = DamagedBatches(chaos_plan(0.1, SEED, Rates(uploads=0, mutated=20, posted=0.0)))
     batches.start()
     batches.finish([])

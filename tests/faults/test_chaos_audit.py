@@ -11,7 +11,7 @@ from redis import Redis
 
 from lab.chaos import run
 from lab.chaos.audit import BatchFound, ChaosEvidence, ChaosReport, JobFound, judge
-from lab.chaos.content import NOON, UploadContent, content_of
+from lab.chaos.content import NOON, UploadContent, content_of, undisturbed
 from lab.chaos.cycles import (
     CycledResult,
     CycleFound,
@@ -21,7 +21,6 @@ from lab.chaos.plan import (
     PlannedJob,
     PlannedUpload,
 )
-from lab.chaos.sandbox import undisturbed
 from lab.chaos.traffic import JobSent, Ledger, UploadSent
 from worker.contract.layout import Layout
 
