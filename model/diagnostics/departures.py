@@ -27,7 +27,6 @@ from model.domain.observations import DEPARTURE_LAYERS
 __all__ = [
     "DepartureStatistics",
     "LAYERS",
-    "departure_histogram",
     "departure_statistics",
     "layer_names",
 ]
@@ -191,27 +190,3 @@ def _covariance(first: NDArray[np.float64], second: NDArray[np.float64]) -> floa
 
 def _ratio(value: float | None, reference: float | None) -> float | None:
     return value / reference if value is not None and reference else None
-
-
-def departure_histogram(
-    departures: NDArray[np.float64],
-    errors: NDArray[np.float64],
-    *,
-    reach: float = 5.0,
-    bins: int = 40,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the histogram of departures in units of the observation error.
-
-    Arguments:
-        departures: With shape (N,); NaN are left out.
-        errors: One standard deviation, with shape (N,).
-        reach: Outermost bound; what lies beyond counts in the outermost bins.
-        bins: Number of bins.
-
-    Returns:
-        Bounds (bins + 1,) and counts (bins,).
-    """
-    ratio = departures / errors
-    ratio = np.clip(ratio[np.isfinite(ratio)], -reach, reach)
-    counts, edges = np.histogram(ratio, bins=bins, range=(-reach, reach))
-    return edges, counts

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model.diagnostics.departures import departure_histogram, departure_statistics
+from model.diagnostics.departures import departure_statistics
 from model.domain.observations import FEEDBACK_SCHEMA
 
 COUNT = 100_000
@@ -73,11 +73,3 @@ def test_groups_by_layer_and_leaves_out_rejected_rows():
     assert found[1].bias_background == pytest.approx(2.0)
     assert found[0].rms_analysis is None
     assert found[0].desroziers_error is None
-
-
-def test_histogram_counts_everything_once():
-    edges, counts = departure_histogram(
-        np.array([0.1, -0.1, 30.0, -7.0, np.nan]), np.ones(5), reach=2.0, bins=4
-    )
-    assert edges.tolist() == [-2, -1, 0, 1, 2]
-    assert counts.tolist() == [1, 1, 1, 1]
