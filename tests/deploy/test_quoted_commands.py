@@ -44,9 +44,12 @@ def quoted_in_messages() -> Iterator[tuple[str, str]]:
     """Commands of strings that a program prints: no docstrings, no "the option of `appa up`"."""
     for package in ("service", "worker", "model", "deploy", "client"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            tree = ast.parse(path.read_text())
-            statements = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
-            for node in ast.walk(tree):
+            text = path.read_text()
+            if "appa " not in text:  # to parse all modules takes seconds
+                continue
+            nodes = list(ast.walk(ast.parse(text)))
+            statements = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
+            for node in nodes:
                 if isinstance(node, ast.Constant) and id(node) not in statements:
                     for found in COMMAND.findall(str(node.value)):
                         yield str(path.relative_to(ROOT)), found
