@@ -8,14 +8,13 @@ from pydantic import TypeAdapter
 
 from appa_client import events, records
 from appa_client.records import Answer, Job
-from service.app import create_app
-from service.settings import GatewaySettings
+from tests.service.openapi_document import openapi_document
 from worker.contract.batches import BatchState
 from worker.contract.cycles import CYCLE_DONE, CycleState, Flavour, cycle_key
 from worker.contract.events import EventType, LoggedEvent
 from worker.contract.jobs import TERMINAL, JobState
 
-DOCUMENT = create_app(GatewaySettings()).openapi()
+DOCUMENT = openapi_document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
 PUBLISHED = {
     records.Analysis: ["AnalysisView"],

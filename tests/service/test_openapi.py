@@ -17,10 +17,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.app import create_app
 from service.openapi import ANALYSIS, BATCH, JOB
 from service.schemas import AnalysisView, BatchView, JobView
-from service.settings import GatewaySettings
+from tests.service.openapi_document import openapi_document
 
 CHECKS = [
     not_a_server_error,
@@ -29,7 +28,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-DOCUMENT = create_app(GatewaySettings()).openapi()
+DOCUMENT = openapi_document()
 OPERATIONS = [
     (path, method)
     for path, item in DOCUMENT["paths"].items()

@@ -10,9 +10,8 @@ import httpx
 import pytest
 from gateway_process import GatewayProcess
 
-from service.app import create_app
 from service.keys import KeyFile, Scope
-from service.settings import GatewaySettings
+from tests.service.openapi_document import openapi_document
 from worker.contract.batches import BatchRecord
 from worker.contract.jobs import JobRecord
 from worker.contract.kinds import FilteringSpec
@@ -98,10 +97,9 @@ def test_lists_hold_the_own_records_alone(guarded: GatewayProcess, stores: Store
 
 def operations() -> list[tuple[str, str]]:
     """All operations on one upload or job: a new one is held against the rule as well."""
-    paths = create_app(GatewaySettings()).openapi()["paths"]
     return [
         (method.upper(), path)
-        for path, item in paths.items()
+        for path, item in openapi_document()["paths"].items()
         for method in item
         if "{job_id}" in path or "{batch_id}" in path
     ]

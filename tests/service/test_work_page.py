@@ -11,8 +11,7 @@ from browser import calls_of, check_accessible, needs_browser, open_window
 from gateway_process import GatewayProcess
 from playwright.sync_api import Page
 
-from service.app import create_app
-from service.settings import GatewaySettings
+from tests.service.openapi_document import openapi_document
 from worker.contract.batches import IngestSummary
 from worker.contract.kinds import KINDS
 from worker.contract.store import Stores
@@ -89,7 +88,7 @@ def test_a_refused_file_says_why(page) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_form_has_what_the_schema_has(page, kind: str) -> None:
     page.select_option("#job-kind", kind)
-    schemas = create_app(GatewaySettings()).openapi()["components"]["schemas"]
+    schemas = openapi_document()["components"]["schemas"]
     [schema] = [s for n, s in schemas.items() if n.lower() == f"{kind}spec"]
     found = page.locator("#job-fields [id]:not(small)").evaluate_all("all => all.map(e => e.id)")
     inner = {f"job-observations-{n}" for n in schemas["ObservationSelection"]["properties"]}
