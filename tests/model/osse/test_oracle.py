@@ -1,6 +1,7 @@
 """Members of the circulation model take increments; needs jcm (the ``training`` extra)."""
 
 from datetime import UTC, datetime
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 from model.domain.grids import Grid
 from model.domain.variables import channels
 
-pytest.importorskip("jcm")
 pytestmark = [
+    pytest.mark.skipif(find_spec("jcm") is None, reason="could not import 'jcm'"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from datetime import datetime
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import xarray as xr
 
-pytest.importorskip("jcm")
 pytestmark = [
+    pytest.mark.skipif(find_spec("jcm") is None, reason="could not import 'jcm'"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
