@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import ConsoleMessage, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, sync_playwright
 from playwright.sync_api import Page as BrowserPage
 
 BROWSER = (
@@ -67,12 +67,24 @@ def open_page(url: str, profile: Path, seconds: int = 15) -> Page:
 
 
 @contextmanager
-def open_window(url: str, *, refusals: bool = False) -> Iterator[BrowserPage]:
+def open_browser() -> Iterator[Browser]:
+    """Chromium for several windows; while it is open, no event loop can be run in this thread."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def open_window(
+    url: str, *, refusals: bool = False, browser: Browser | None = None
+) -> Iterator[BrowserPage]:
     """A page of Chromium; no error may be written to its console.
 
     Arguments:
         url: What it shows first.
         refusals: Whether the gateway may refuse requests, which Chromium writes there.
+        browser: Where to open it, with cookies and storage of its own; None for one that ends with it.
     """
     said: list[str] = []
 
@@ -81,14 +93,14 @@ def open_window(url: str, *, refusals: bool = False) -> Iterator[BrowserPage]:
         if message.type == "error" and not refused:
             said.append(f"{message.text} ({message.location.get('url')})")
 
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
+    with ExitStack() as opened:
+        browser = browser or opened.enter_context(open_browser())
+        page = browser.new_page(viewport={"width": 1280, "height": 720})  # in a context of its own
         page.on("console", listen)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(url)
         yield page
-        browser.close()
+        page.close()
     assert said == [], said  # errors of scripts, refusals of the content security policy
 
 

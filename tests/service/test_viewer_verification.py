@@ -15,10 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import calls_of, check_accessible, needs_browser, open_page, open_window
+from browser import (
+    calls_of,
+    check_accessible,
+    needs_browser,
+    open_browser,
+    open_page,
+    open_window,
+)
 from gateway_process import GatewayProcess
 from PIL import Image
-from playwright.sync_api import Locator
+from playwright.sync_api import Browser, Locator
 from playwright.sync_api import Page as BrowserPage
 from test_gateway_verification import START, put
 from typer.testing import CliRunner
@@ -180,11 +187,20 @@ def networks(valkey_url_shared: str, tmp_path_factory) -> Iterator[GatewayProces
     gateway.stop()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for all windows of this file: each shows its page with cookies and storage of its own."""
+    with open_browser() as opened:
+        yield opened
+
+
 @needs_browser
-def test_control_limits_are_bands_between_what_the_api_says(networks: GatewayProcess) -> None:
+def test_control_limits_are_bands_between_what_the_api_says(
+    networks: GatewayProcess, browser: Browser
+) -> None:
     with (
         httpx.Client(base_url=networks.url) as http,
-        open_window(f"{networks.url}{PAGE}#show=ensemble") as page,
+        open_window(f"{networks.url}{PAGE}#show=ensemble", browser=browser) as page,
     ):
         page.wait_for_selector("#panels .band")
         panel = page.locator("#panels figure", has_text="synop")
@@ -231,8 +247,10 @@ def check_shade(page: BrowserPage, panel: Locator, corners: list[tuple[float, fl
 
 
 @needs_browser
-def test_a_side_that_is_not_watched_is_shaded_to_the_edge(networks: GatewayProcess) -> None:
-    with open_window(f"{networks.url}{PAGE}#show=departures") as page:
+def test_a_side_that_is_not_watched_is_shaded_to_the_edge(
+    networks: GatewayProcess, browser: Browser
+) -> None:
+    with open_window(f"{networks.url}{PAGE}#show=departures", browser=browser) as page:
         panel = page.locator("#panels figure", has_text="synop")
         band = panel.locator(".band[data-statistic=withheld_rmse_analysis]")
         band.wait_for()
@@ -265,8 +283,8 @@ def test_the_command_draws_the_limits_that_the_series_has(
 
 
 @needs_browser
-def test_biases_have_an_axis_with_both_signs(networks: GatewayProcess) -> None:
-    with open_window(f"{networks.url}{PAGE}#show=bias") as page:
+def test_biases_have_an_axis_with_both_signs(networks: GatewayProcess, browser: Browser) -> None:
+    with open_window(f"{networks.url}{PAGE}#show=bias", browser=browser) as page:
         panel = page.locator("#panels figure", has_text="synop")
         line = panel.locator("polyline[data-statistic=bias_background]")
         line.wait_for(state="attached")  # a level line has no height, so it counts as hidden
@@ -278,7 +296,7 @@ def test_biases_have_an_axis_with_both_signs(networks: GatewayProcess) -> None:
 
 
 @needs_browser
-def test_axes_have_the_units_of_what_is_on_them(start_gateway) -> None:
+def test_axes_have_the_units_of_what_is_on_them(start_gateway, browser: Browser) -> None:
     """Ratios such as chi-square share no axis with kelvins or metres a second."""
     gateway = start_gateway()
     entry = SeriesEntry(START, "final", 1, "an-units")
@@ -290,7 +308,7 @@ def test_axes_have_the_units_of_what_is_on_them(start_gateway) -> None:
     ]
     put_rows(gateway.layout, entry, rows)
     acting_worker.publish(gateway.layout, "an-units", {"a.nc": b"1"}, valid=START, flavour="final")
-    with open_window(f"{gateway.url}{PAGE}") as page:
+    with open_window(f"{gateway.url}{PAGE}", browser=browser) as page:
         page.wait_for_selector("#panels svg")
         found = {}
         for view in ("departures", "ensemble", "counts"):
@@ -317,12 +335,12 @@ def test_axes_have_the_units_of_what_is_on_them(start_gateway) -> None:
 
 
 @needs_browser
-def test_a_link_without_a_flavour_shows_what_there_is(start_gateway) -> None:
+def test_a_link_without_a_flavour_shows_what_there_is(start_gateway, browser: Browser) -> None:
     gateway = start_gateway()
     put(gateway.layout, 1, "", 1, 1.0)
     valid = START + timedelta(hours=1)
     acting_worker.publish(gateway.layout, "an-job", {"a.nc": b"1"}, valid=valid)
-    with open_window(f"{gateway.url}{PAGE}") as page:
+    with open_window(f"{gateway.url}{PAGE}", browser=browser) as page:
         page.wait_for_selector("#panels svg")
         assert page.input_value("#flavour") == "job"
         page.goto(f"{gateway.url}{PAGE}#flavour=final")
@@ -333,8 +351,10 @@ def test_a_link_without_a_flavour_shows_what_there_is(start_gateway) -> None:
 
 
 @needs_browser
-def test_views_of_the_ensemble_and_of_errors_by_network(networks: GatewayProcess) -> None:
-    with open_window(f"{networks.url}{PAGE}#show=ensemble") as page:
+def test_views_of_the_ensemble_and_of_errors_by_network(
+    networks: GatewayProcess, browser: Browser
+) -> None:
+    with open_window(f"{networks.url}{PAGE}#show=ensemble", browser=browser) as page:
         page.wait_for_selector("#ranks rect")
         counts = [int(r.get_attribute("data-count")) for r in page.locator("#ranks rect").all()]
         assert counts == [18, 9, 9, 24]  # three hours of both networks
