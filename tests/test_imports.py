@@ -106,7 +106,11 @@ def test_what_a_gateway_loads_is_allowed_and_light() -> None:
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("worker.scheduler", {"torch", "pandas", "scipy"}), ("worker.tasks.ingest", {"torch"})],
+    [
+        ("worker.scheduler", {"torch", "pandas", "scipy"}),
+        ("worker.tasks.ingest", {"torch"}),
+        ("deploy.commands.policies", {"torch"}),
+    ],
 )
 def test_a_part_starts_without_what_it_may_never_use(module: str, heavy: set[str]) -> None:
     """A scheduler that imported torch took 5 s of processor and 420 MB for nothing."""

@@ -6,9 +6,10 @@ The manifest holds the provenance: what is needed to reproduce the result bit by
 import hashlib
 import math
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 import torch
 from torch import Tensor
 
 from model.diagnostics.equivalents import Equivalents, model_equivalents
+from model.domain.errors import AppaError
 from model.domain.files import code_version
 from model.domain.registry import installed_extensions
 from model.domain.variables import Channel
@@ -42,8 +45,14 @@ from worker.results.outputs.formats import OUTPUTS
 from worker.results.outputs.product import Product
 from worker.results.outputs.states import StateFile, States
 from worker.results.verification.comparison import challenged, compared
-from worker.results.verification.control import verified
-from worker.results.verification.series import SERIES_NAME
+from worker.results.verification.control import check_cycle
+from worker.results.verification.report import verify_product
+from worker.results.verification.series import (
+    OUTSIDE_FLAG,
+    SERIES_NAME,
+    SeriesEntry,
+    series_table,
+)
 from worker.results.verification.states import pressure_tendency
 from worker.solver import Analysis, Background
 
@@ -59,6 +68,11 @@ __all__ = [
     "rows_of_batches",
     "write_outputs",
 ]
+
+log = structlog.get_logger()
+
+UNCHECKED_FLAG = "control_limits_not_checked"
+"""Flag of an analysis whose control limits could not be read."""
 
 _SOURCES = ("model", "worker")
 _INFINITE = {"inf": math.inf, "-inf": -math.inf}
@@ -195,8 +209,52 @@ def make_product(
     )
     if product.window is None:  # a forecast: nothing to compare it with yet
         return product
-    scored = verified(product, layout, checked.background, decoded.equivalents, decoded.tendency)
+    scored = _verified(product, layout, checked.background, decoded.equivalents, decoded.tendency)
     return challenged(compared(scored, layout), layout)
+
+
+def _verified(
+    product: Product,
+    layout: Layout,
+    background: Equivalents | None,
+    analysis: Equivalents,
+    tendency: tuple[float, float] | None = None,
+) -> Product:
+    """Return the product with its scores, its series and a flag if outside control limits.
+
+    Arguments:
+        product: A job with a window of observations.
+        layout: Where the time series and the policy are.
+        background: H(x_b) at rows of the feedback.
+        analysis: H(x_a), likewise.
+        tendency: Pressure tendencies of the analysis, if two hours are known.
+    """
+    began = time.monotonic()
+    job = product.job
+    entry = SeriesEntry(product.reference_time, job.flavour, job.revision, job.analysis_id)
+    report = verify_product(product, background, analysis, tendency)
+    scores, flags = report.scores, list(product.flags)
+    try:
+        control = check_cycle(report.rows, entry, layout)
+    except AppaError as error:  # unreadable limits must not lose the analysis
+        log.warning("control limits not checked", id=job.id, reason=error.message)
+        control, flags = None, [*flags, UNCHECKED_FLAG]
+    rows = report.rows
+    if control is not None:
+        scores["control"] = control.scores
+        rows += control.rows
+        if control.outside:
+            flags.append(OUTSIDE_FLAG)
+    log.info(
+        "verified",
+        id=job.id,
+        chi2=report.chi2,
+        withheld=sum(line["count"] for line in scores["withheld"]),
+        outside=[] if control is None else [o.statistic for o in control.outside],
+        seconds=round(time.monotonic() - began, 3),
+    )
+    series = series_table(entry, rows)
+    return replace(product, scores=scores, series=series, flags=tuple(dict.fromkeys(flags)))
 
 
 def _provenance(

@@ -18,8 +18,13 @@ from worker.results.verification.control import (
     robust_limits,
     trailing_series,
 )
-from worker.results.verification.report import StatisticRow, series_table
-from worker.results.verification.series import SERIES_SCHEMA, SeriesEntry, read_series
+from worker.results.verification.series import (
+    SERIES_SCHEMA,
+    SeriesEntry,
+    StatisticRow,
+    read_series,
+    series_table,
+)
 
 START = datetime(2003, 10, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -10,17 +10,18 @@ from model.domain.errors import StorageError
 from worker.contract.kinds import FilteringSpec
 from worker.contract.layout import Layout
 from worker.results.manifest import AnalysisManifest, describe_file
-from worker.results.verification.report import StatisticRow, series_table
 from worker.results.verification.series import (
     SERIES_NAME,
     SERIES_SCHEMA,
     SeriesEntry,
     SeriesFilter,
+    StatisticRow,
     append_to_series,
     find_series,
     newest_revisions,
     read_entry,
     read_series,
+    series_table,
 )
 
 START = datetime(2003, 10, 31, 22, tzinfo=UTC)

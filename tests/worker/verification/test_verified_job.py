@@ -20,13 +20,14 @@ from worker.observations.errors import assign_errors
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import assimilate_window
 from worker.results.manifest import read_manifest
-from worker.results.verification.report import StatisticRow, series_table
 from worker.results.verification.series import (
     SERIES_NAME,
     SeriesEntry,
+    StatisticRow,
     append_to_series,
     find_series,
     read_series,
+    series_table,
 )
 
 STATIONS = 60

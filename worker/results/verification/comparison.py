@@ -36,14 +36,15 @@ from worker.results.manifest import read_manifest
 from worker.results.outputs.product import Product
 from worker.results.store import result_store
 from worker.results.verification.paired import CHALLENGE
-from worker.results.verification.report import StatisticRow, series_table
 from worker.results.verification.series import (
     ALL,
     WORSE_FLAG,
     SeriesEntry,
     SeriesFilter,
+    StatisticRow,
     find_series,
     read_series,
+    series_table,
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Verify a finished job against control limits, before its manifest is written.
+"""Compare the statistics of a finished job with control limits.
 
 Limits are the median of the trailing cycles of the same flavour plus and minus k sigma, with sigma
 = 1.4826 times the median absolute deviation, so that a few bad cycles hardly affect either.
@@ -7,9 +7,8 @@ sigma: Rousseeuw and Croux, "Alternatives to the median absolute deviation", JAS
 The statistics to check and their limits are configured in `verification.yaml` in the data folder.
 """
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -17,27 +16,17 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import structlog
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.diagnostics.equivalents import Equivalents
-from model.domain.errors import AppaError
 from model.domain.files import read_yaml_model
 from worker.contract.layout import Layout
-from worker.results.outputs.product import Product
-from worker.results.verification.report import (
-    StatisticRow,
-    VerificationReport,
-    series_table,
-    verify_product,
-)
 from worker.results.verification.series import (
     ALL,
     LIMIT_SUFFIXES,
-    OUTSIDE_FLAG,
     SeriesEntry,
     SeriesFilter,
+    StatisticRow,
     find_series,
     newest_revisions,
     read_series,
@@ -49,12 +38,11 @@ __all__ = [
     "ControlRule",
     "ControlLimits",
     "Outside",
-    "UNCHECKED_FLAG",
+    "check_cycle",
     "check_limits",
     "read_control_policy",
     "robust_limits",
     "trailing_series",
-    "verified",
 ]
 
 
@@ -324,61 +312,22 @@ class _Histories:
         return values
 
 
-log = structlog.get_logger()
-
-UNCHECKED_FLAG = "control_limits_not_checked"
-
-
-def verified(
-    product: Product,
-    layout: Layout,
-    background: Equivalents | None,
-    analysis: Equivalents,
-    tendency: tuple[float, float] | None = None,
-) -> Product:
-    """Return the product with its scores, its series and a flag if outside control limits.
+def check_cycle(
+    rows: Iterable[StatisticRow], entry: SeriesEntry, layout: Layout
+) -> ControlResult | None:
+    """Compare the statistics of one cycle with its control limits; None for a flavour without limits.
 
     Arguments:
-        product: A job with a window of observations.
-        layout: Where the time series and the policy are.
-        background: H(x_b) at rows of the feedback.
-        analysis: H(x_a), likewise.
-        tendency: Pressure tendencies of the analysis, if two hours are known.
+        rows: Statistics of this cycle.
+        entry: The cycle.
+        layout: The data folder, where policy and time series are.
+
+    Raises:
+        ConfigurationError: If the file is not a policy.
+        StorageError: If the series cannot be read.
     """
-    began = time.monotonic()
-    job = product.job
-    entry = SeriesEntry(product.reference_time, job.flavour, job.revision, job.analysis_id)
-    report = verify_product(product, background, analysis, tendency)
-    scores, flags = report.scores, list(product.flags)
-    try:
-        control = _control(report, entry, layout)
-    except AppaError as error:  # unreadable limits must not lose the analysis
-        log.warning("control limits not checked", id=job.id, reason=error.message)
-        control, flags = None, [*flags, UNCHECKED_FLAG]
-    rows = report.rows
-    if control is not None:
-        scores["control"] = control.scores
-        rows += control.rows
-        if control.outside:
-            flags.append(OUTSIDE_FLAG)
-    log.info(
-        "verified",
-        id=job.id,
-        chi2=report.chi2,
-        withheld=sum(line["count"] for line in scores["withheld"]),
-        outside=[] if control is None else [o.statistic for o in control.outside],
-        seconds=round(time.monotonic() - began, 3),
-    )
-    series = series_table(entry, rows)
-    return replace(product, scores=scores, series=series, flags=tuple(dict.fromkeys(flags)))
-
-
-def _control(
-    report: VerificationReport, entry: SeriesEntry, layout: Layout
-) -> ControlResult | None:
-    """Return the comparison with control limits; None for a flavour without limits."""
     policy = read_control_policy(layout.verification_file)
     if not policy.enabled or entry.flavour not in policy.flavours:
         return None
     trailing = trailing_series(layout, entry.flavour, entry.valid_time, policy)
-    return check_limits(report.rows, entry.valid_time, trailing, policy)
+    return check_limits(rows, entry.valid_time, trailing, policy)

@@ -6,7 +6,7 @@ Ensembles of background and analysis are scored against withheld stations; the s
 references are in `model.diagnostics.ensembles`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -36,20 +36,18 @@ from worker.observations.columns import (
 )
 from worker.results.outputs.product import Product
 from worker.results.verification.impact import IMPACT, Impact, estimate_impact
-from worker.results.verification.series import ALL, SCORES_VERSION, SERIES_SCHEMA, SeriesEntry
+from worker.results.verification.series import ALL, SCORES_VERSION, StatisticRow
 from worker.results.verification.states import StateScore, score_states
 
 __all__ = [
     "ALL_LAYERS",
     "EnsembleScore",
     "VerificationReport",
-    "StatisticRow",
     "WithheldScore",
     "count_rows",
     "departure_rows",
     "new_values",
     "score_withheld",
-    "series_table",
     "state_rows",
     "verify_product",
     "withheld_rows",
@@ -220,18 +218,6 @@ _DEPARTURES = (
 _WITHHELD = ("rmse", "bias", "crps", "spread_skill", "outliers", "flatness")
 
 
-@dataclass(frozen=True)
-class StatisticRow:
-    """One statistic of one network, variable and layer, with the number of values."""
-
-    network: str
-    variable: str
-    layer: str
-    statistic: str
-    value: float
-    count: int
-
-
 def departure_rows(lines: Iterable[DepartureStatistics]) -> Iterator[StatisticRow]:
     """Yield the statistics of the departures of values in use."""
     for line in lines:
@@ -290,27 +276,6 @@ def count_rows(
             yield StatisticRow(network, ALL, ALL, statistic, float(count), count)
     if chi2 is not None:
         yield StatisticRow(ALL, ALL, ALL, "chi2", chi2, sum(new.values()))
-
-
-def series_table(entry: SeriesEntry, rows: Sequence[StatisticRow]) -> pa.Table:
-    """Return the rows of one result as a table of `SERIES_SCHEMA`, without non-finite ones."""
-    rows = [row for row in rows if np.isfinite(row.value)]
-    count = len(rows)
-    time: datetime = entry.valid_time
-    columns = {
-        "valid_time": [time] * count,
-        "flavour": [entry.flavour] * count,
-        "revision": [entry.revision] * count,
-        "analysis_id": [entry.analysis_id] * count,
-    } | {
-        name: [getattr(row, name) for row in rows]
-        for name in ("network", "variable", "layer", "statistic", "value", "count")
-    }
-    arrays = []
-    for field in SERIES_SCHEMA:
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        arrays.append(pa.array(columns[field.name], kind).cast(field.type))
-    return pa.Table.from_arrays(arrays, schema=SERIES_SCHEMA)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ by valid time, flavour, revision and analysis, so that a period is found without
 `docs/verification.md` for the statistics. Pages serve the HTTP API.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ __all__ = [
     "SeriesFilter",
     "SeriesPage",
     "SeriesRow",
+    "StatisticRow",
     "WORSE_FLAG",
     "append_to_series",
     "find_series",
@@ -42,6 +44,7 @@ __all__ = [
     "page_series",
     "read_entry",
     "read_series",
+    "series_table",
 ]
 
 ALL = "all"
@@ -320,6 +323,38 @@ def _parse(cursor: str | None) -> tuple[str, int]:
             field="cursor",
         )
     return form["name"], int(form["rows"])
+
+
+@dataclass(frozen=True)
+class StatisticRow:
+    """One statistic of one network, variable and layer, with the number of values."""
+
+    network: str
+    variable: str
+    layer: str
+    statistic: str
+    value: float
+    count: int
+
+
+def series_table(entry: SeriesEntry, rows: Sequence[StatisticRow]) -> pa.Table:
+    """Return the rows of one result as a table of `SERIES_SCHEMA`, without non-finite ones."""
+    rows = [row for row in rows if math.isfinite(row.value)]
+    count = len(rows)
+    columns = {
+        "valid_time": [entry.valid_time] * count,
+        "flavour": [entry.flavour] * count,
+        "revision": [entry.revision] * count,
+        "analysis_id": [entry.analysis_id] * count,
+    } | {
+        name: [getattr(row, name) for row in rows]
+        for name in ("network", "variable", "layer", "statistic", "value", "count")
+    }
+    arrays = []
+    for field in SERIES_SCHEMA:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        arrays.append(pa.array(columns[field.name], kind).cast(field.type))
+    return pa.Table.from_arrays(arrays, schema=SERIES_SCHEMA)
 
 
 def append_to_series(layout: Layout, manifest: AnalysisManifest) -> bool:
