@@ -17,6 +17,8 @@ __all__ = ["KINDS", "Fork", "start_warm"]
 
 KINDS: dict[str, tuple[str, ...]] = {
     **MODULES,
+    # What most commands import; the module of each command is for its own process to import.
+    "command": ("deploy.console", "worker.contract.store", "pyarrow.parquet", "yaml"),
     "stub": (*WORKER_MODULES, "worker.results.publication", "worker.tasks.attempt"),
     "workers": (*WORKER_MODULES, "deploy.commands.workers"),
 }

@@ -5,18 +5,23 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import typer
 
-from deploy.cli import GROUPS
+from deploy.cli import GROUPS, main
 from deploy.json_answer import print_json
+from tests.warm_start import start_warm
 
 
-def appa(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy.cli", *arguments]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+def appa(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit code of a command in a process of its own, and what it said."""
+    with tempfile.TemporaryFile("w+") as said:
+        whole = {**os.environ, **environment}
+        code = start_warm("command", ["deploy.cli", *arguments], whole, said).wait(120)
+        said.seek(0)
+        return code, said.read()
 
 
 def test_help_lists_every_command_without_importing_them():
@@ -35,9 +40,9 @@ def test_help_lists_every_command_without_importing_them():
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_command_has_help(name):
-    done = appa(name, "--help")
-    assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout
+    code, said = appa(name, "--help")
+    assert code == 0, said
+    assert "Usage" in said
 
 
 PROCESSES = {"up", "gateway", "worker", "mcp", "workers celery"}
@@ -60,11 +65,13 @@ def test_every_command_with_an_answer_gives_it_to_programs():
     assert {words for words, options in found.items() if "--json" not in options} == PROCESSES
 
 
-def test_an_unknown_checkpoint_is_a_sentence_and_no_traceback():
-    done = appa("checkpoint", "show", "no-such-model")
-    assert done.returncode != 0
-    assert "no-such-model" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+def test_an_unknown_checkpoint_is_a_sentence_and_no_traceback(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["checkpoint", "show", "no-such-model"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "no-such-model" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -120,12 +127,10 @@ def test_commands_are_completed_without_importing_them():
 
 
 def test_the_script_for_a_shell_is_printed():
-    done = appa(
-        "--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "complete_bash" in done.stdout
-    assert "complete -o" in done.stdout
+    code, said = appa("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert code == 0, said
+    assert "complete_bash" in said
+    assert "complete -o" in said
 
 
 def test_json_has_no_numbers_that_strict_readers_refuse(capsys):
