@@ -68,7 +68,7 @@ def test_columns_are_those_of_the_table(http, table) -> None:
 
 
 def test_layers_are_named_as_in_the_departure_statistics(http, table) -> None:
-    from model.diagnostics.departures import layer_names
+    from worker.results.verification.departures import layer_names
 
     _, columns = points(http)
     frame = table.select(["vertical_kind", "vertical"]).to_pandas()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from model.diagnostics.departures import departure_statistics
 from model.domain.ensembles import AntitheticPairs
 from tests.worker.verification.feedback_of import make_feedback
+from worker.results.verification.departures import departure_statistics
 
 CYCLES, STATES = 3000, 12
 NETWORKS = ["synop"] * 4 + ["ship"] * 4

@@ -5,7 +5,7 @@ import pytest
 
 from model.diagnostics.equivalents import Equivalents
 from tests.worker.verification.feedback_of import make_feedback
-from worker.results.verification.impact import estimate_impact
+from worker.results.verification.departures import estimate_impact
 
 MEMBERS = 12
 NETWORKS = ["synop", "synop", "ship", "temp", "temp"]

@@ -16,12 +16,6 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.diagnostics.departures import (
-    LAYERS,
-    DepartureStatistics,
-    departure_statistics,
-    layer_names,
-)
 from model.diagnostics.ensembles import fair_crps, flatness, outlier_ratio, ranks
 from model.diagnostics.equivalents import Equivalents
 from model.domain.observations import QC_FLAGS
@@ -35,7 +29,14 @@ from worker.observations.columns import (
     time_column,
 )
 from worker.results.outputs.product import Product
-from worker.results.verification.impact import IMPACT, Impact, estimate_impact
+from worker.results.verification.departures import (
+    IMPACT,
+    DepartureStatistics,
+    Impact,
+    departure_statistics,
+    estimate_impact,
+    layer_names,
+)
 from worker.results.verification.series import ALL, SCORES_VERSION, StatisticRow
 from worker.results.verification.states import StateScore, score_states
 
@@ -134,7 +135,7 @@ def score_withheld(
     sub = feedback.take(analysis.rows)
     columns = ("report_type", "variable", "vertical_kind", "vertical")
     frame = sub.select(columns).to_pandas()
-    frame["layer"] = layer_names(frame, LAYERS)
+    frame["layer"] = layer_names(frame)
     values = float_column(sub, "obs_value")
     after = _Values(analysis, values, rng)
     before = None

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model.diagnostics.departures import departure_statistics
 from model.domain.observations import FEEDBACK_SCHEMA
+from worker.results.verification.departures import departure_statistics
 
 COUNT = 100_000
 
