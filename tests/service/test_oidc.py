@@ -279,6 +279,26 @@ async def test_keys_that_prove_nothing_are_not_taken() -> None:
                 await tokens.check(token)
 
 
+@pytest.mark.parametrize("published", [{}, {"alg": "EdDSA"}, {"alg": "Ed25519"}], ids=str)
+@pytest.mark.parametrize("signed", ["EdDSA", "Ed25519"])
+async def test_both_names_of_ed25519_are_one_algorithm(signed, published) -> None:
+    """RFC 9864 gives a new name to what RFC 8037 calls EdDSA; issuers rename keys and tokens in turn."""
+    key = SigningKey.make("one", signed)
+    with Issuer(more_keys=[key.published() | published]) as running:
+        caller = await TokenIssuer(settings(running)).check(running.token(key))
+        assert caller.name == "alice"
+
+
+@pytest.mark.parametrize("named", ["ES256", "Ed448", "RS256", 7, ["EdDSA"]], ids=str)
+async def test_keys_for_another_algorithm_are_not_taken(named) -> None:
+    key = SigningKey.make("one", "EdDSA")
+    with (
+        Issuer([SigningKey.make("two")], [key.published() | {"alg": named}]) as running,
+        pytest.raises(Unauthenticated),
+    ):
+        await TokenIssuer(settings(running)).check(running.token(key))
+
+
 async def test_an_issuer_that_calls_itself_otherwise_is_none() -> None:
     with Issuer([SigningKey.make("one")], calls_itself="https://issuer.example") as other:
         tokens = TokenIssuer(settings(other))
