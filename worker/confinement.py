@@ -5,7 +5,8 @@ Linux offers three mechanisms to unprivileged processes; each is used if the ker
 - Landlock: files outside a list cannot be opened, TCP cannot be used, and nothing outside the
   process's own domain can be traced, signalled or reached through abstract sockets.
 - Seccomp: system calls that decoding never makes fail with EPERM: sockets, new programs, tracing,
-  signals and limits of other processes, modes and owners of files, namespaces, mounts, io_uring.
+  signals and limits of other processes, processors and priorities, shared memory, semaphores and
+  message queues, modes and owners of files, namespaces, mounts, io_uring, the machine's clock.
 - A network namespace without any interface, made once for the process that forks the children.
 
 A missing mechanism is no error here; `worker.protections` tests from inside a child what is denied.
@@ -225,6 +226,16 @@ _REFUSED: dict[str, tuple[int | None, int]] = {
     "kcmp": (312, 272), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
     "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424), "process_madvise": (440, 440),
+    "process_mrelease": (448, 448), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    # Processors and priorities, of this process too: an operator may have set them for the worker.
+    "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
+    "setpriority": (141, 140), "ioprio_set": (251, 30),
+    # What outlives the process and is open to all processes of its user, found by guessing its id.
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
+    "semget": (64, 190), "semctl": (66, 191), "semop": (65, 193), "semtimedop": (220, 192),
+    "msgget": (68, 186), "msgctl": (71, 187), "msgsnd": (69, 189), "msgrcv": (70, 188),
+    "mq_open": (240, 180), "mq_unlink": (241, 181),
     "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "fchown": (93, 55),
     "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),
@@ -234,9 +245,14 @@ _REFUSED: dict[str, tuple[int | None, int]] = {
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
-    "init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104),
+    # What the whole machine shares, where the worker runs as root.
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
+    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
+    "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89), "syslog": (103, 116),
+    "sethostname": (170, 161), "setdomainname": (171, 162), "settimeofday": (164, 170),
+    "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266),
 }  # fmt: skip
-_REFUSED_OF_OLD = (90, 92, 94)  # chmod, chown, lchown: of x86_64 alone
+_REFUSED_OF_OLD = (90, 92, 94, 172, 173)  # chmod, chown, lchown, iopl, ioperm: of x86_64 alone
 _OWN_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
 """Calls whose first argument is a pid; allowed for this process only (0: itself or its group)."""
 _CLONE, _CLONE3 = (56, 220), 435

@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import errno
 import importlib.util
 import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -464,6 +466,67 @@ def _call(name, *arguments):
         raise OSError(ctypes.get_errno(), name)
 
 
+SHARED = {"shmget": (0, 4096, 0o600), "semget": (0, 1, 0o600), "msgget": (0, 0o600)}
+"""Arguments that create a private segment, semaphore and queue of System V (IPC_PRIVATE is 0)."""
+
+
+def disturb(process, segment, semaphore, queue):
+    """Do what needs no file, socket or signal to disturb a process; return the error of each, or "".
+
+    Nothing changes where it succeeds: values that are set are those that hold.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    same = os.sched_param(0)
+    tries = {
+        "processors": lambda: os.sched_setaffinity(process, os.sched_getaffinity(process)),
+        "own processors": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+        "priority": lambda: os.setpriority(
+            os.PRIO_PROCESS, process, os.getpriority(os.PRIO_PROCESS, process)
+        ),
+        "own priority": lambda: os.setpriority(
+            os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0)
+        ),
+        "scheduler": lambda: os.sched_setscheduler(process, os.sched_getscheduler(process), same),
+        "parameters": lambda: os.sched_setparam(process, same),
+        "segment": lambda: _call("shmctl", segment, 2, ctypes.create_string_buffer(256)),
+        "semaphore": lambda: _call("semctl", semaphore, 0, 16, 0),
+        "queue": lambda: _call("msgsnd", queue, struct.pack("@l8s", 1, b"message"), 8, 0o4000),
+    }
+    found = {name: _error(attempt) for name, attempt in tries.items()}
+    missing = _error(lambda: _call("mq_open", b"/appa-that-nobody-made", os.O_RDONLY))
+    found["queue of POSIX"] = "" if missing == "ENOENT" else missing
+    for name, arguments in SHARED.items():
+        created = getattr(libc, name)(*arguments)
+        found[name] = errno.errorcode[ctypes.get_errno()] if created < 0 else ""
+        if created >= 0:
+            remove(name, created)
+    return found
+
+
+def _error(attempt):
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return ""
+
+
+def remove(made_by, number):
+    """Remove what a call of `SHARED` made (IPC_RMID is 0)."""
+    more = (0, 0) if made_by == "semget" else (0, None)
+    _call(made_by.replace("get", "ctl"), number, *more)
+
+
+@pytest.fixture
+def shared():
+    """A segment, a semaphore and a queue of System V, as numbers."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    made = {name: getattr(libc, name)(*arguments) for name, arguments in SHARED.items()}
+    yield list(made.values())
+    for name, number in made.items():
+        remove(name, number)
+
+
 @pytest.fixture
 def installation(tmp_path):
     """Keys, two uploads and the broker's socket, as in a data folder."""
@@ -492,6 +555,13 @@ def test_an_exploited_decoder_reads_no_keys_no_other_upload_and_reaches_no_broke
     assert Path(places[0]).read_text() == "content of keys.json"
     _talk(socket.AF_UNIX, places[2])
     assert subprocess.run(["/bin/cat", places[0]], check=True, capture_output=True).stdout
+
+
+def test_a_child_neither_slows_other_processes_nor_shares_memory_or_queues(shared):
+    """The same attempts from this process show that it is the child's confinement that stops them."""
+    found = run_limited(disturb, os.getpid(), *shared)
+    assert set(found.values()) == {"EPERM"}, found
+    assert set(disturb(os.getpid(), *shared).values()) == {""}
 
 
 def test_a_child_reads_what_it_is_given_and_cannot_change_it(installation):
