@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pybufrkit.decoder as pybufrkit
 import pytest
+from accounting import assert_accounted
 
 from lab.encoders.ncep import fortran_records
 from lab.encoders.ncep_files import PREPBUFR, SONDE_DUMP, SURFACE_DUMP
@@ -443,6 +444,35 @@ def test_reports_side_by_side_give_what_they_give_one_by_one(monkeypatch):
         return sorted(decoded.table.select(names).to_pylist(), key=str)
 
     assert sorted_rows(fast) == sorted_rows(slow)
+
+
+OPTIONAL = replace(
+    SURFACE_DUMP,
+    sequences={**SURFACE_DUMP.sequences, "NC001001": "<WHOLE>", "WHOLE": "DATES PLACE TMDB"},
+    numbers={**SURFACE_DUMP.numbers, "WHOLE": 361_200},
+)
+"""Reports all of whose elements lie in one replication."""
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_reports_whose_replications_are_all_empty_are_counted(number, side_by_side, monkeypatch):
+    blob = OPTIONAL.message("NC001001", [{}] * number, WHEN, 1)
+    good = SURFACE_DUMP.definitions(WHEN) + SURFACE_DUMP.message("NC001001", [DUMPED], WHEN, 1)
+    if not side_by_side:
+        monkeypatch.setattr(bufr_decode, "is_ragged", lambda nodes: False)
+    decoded = decode(OPTIONAL.definitions(WHEN) + blob + good)
+    assert_accounted(decoded)
+    assert decoded.report.rejected == {"no_time": number}
+    assert (decoded.report.reports, decoded.report.rows) == (number + 1, 6)
+
+
+def test_reports_that_are_all_shorter_than_their_count_are_counted():
+    blob = bytearray(OPTIONAL.message("NC001001", [{}], WHEN, 1))
+    blob[-6] |= 0x80  # the count of one bit, after the length of the report
+    decoded = decode(OPTIONAL.definitions(WHEN) + bytes(blob))
+    assert_accounted(decoded)
+    assert decoded.report.rejected == {"undecodable": 1}
 
 
 def test_new_tables_replace_the_old_ones():

@@ -363,8 +363,10 @@ def read_padded(
             code: [text for text, good in zip(found, sound, strict=True) if good]
             for code, found in reader.texts.items()
         }
-        values = np.stack(reader.columns, axis=1)[sound]
-        yield Padded(some[sound], np.array(reader.codes, dtype=np.int32), values, texts)
+        # No column at all where each report is one replication, and all of them are empty.
+        columns = np.stack(reader.columns, axis=1) if reader.columns else np.empty((len(some), 0))
+        codes = np.array(reader.codes, dtype=np.int32)
+        yield Padded(some[sound], codes, columns[sound], texts)
 
 
 def _runs(steps: Sequence[_Step]) -> Iterator[_ElementRun]:
