@@ -7,8 +7,8 @@ are interpolated one after the other, with the same values as point by point.
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache
 from io import BytesIO
@@ -33,7 +33,7 @@ from service.maps.requests import Canvas, FieldRequest, Statistic
 from service.query_parameters import parse_interval
 from worker.results.catalogue import Catalogue
 
-__all__ = ["SYSTEMS", "Drawing", "MapLayer", "Pixels", "area_of", "as_jpeg", "values_at"]
+__all__ = ["FORMATS", "SYSTEMS", "Drawing", "MapLayer", "Pixels", "area_of", "values_at"]
 
 Float = NDArray[np.float64]
 
@@ -50,8 +50,15 @@ DEFAULT_LEVEL = 500.0
 PICTURE_BYTES = 32_000_000
 """Size of the cache of pictures in bytes: some thousand tiles, shared by users of the same map."""
 
-COMPRESSION = 1
-"""Compression level of PNG: higher levels hardly shrink smooth fields and take several times as long."""
+FORMATS: Mapping[str, Mapping[str, Any]] = {
+    # Higher levels hardly shrink smooth fields and take several times as long.
+    "image/png": {"format": "PNG", "compress_level": 1},
+    "image/jpeg": {"format": "JPEG", "quality": 95},
+}
+"""Media types of maps, with the arguments with which Pillow writes them."""
+
+_OPAQUE = "image/jpeg"
+_WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Drawing:
 
     reader: FieldReader
     analyses: Catalogue
-    cache: BoundedCache[tuple[FieldRequest, Canvas], bytes] = field(
+    cache: BoundedCache[tuple[FieldRequest, Canvas, str], bytes] = field(
         default_factory=lambda: BoundedCache(PICTURE_BYTES, len)
     )
 
@@ -174,14 +181,25 @@ class Drawing:
         """Return the field of a layer, with the errors of `request`."""
         return self.reader.extract(self.request(layer, name))
 
-    def picture(self, request: FieldRequest, canvas: Canvas) -> bytes:
-        """Return the map of a field on a canvas as PNG; drawn once where many ask."""
+    def picture(self, request: FieldRequest, canvas: Canvas, form: str = "image/png") -> bytes:
+        """Return the map of a field on a canvas; drawn once where many ask.
+
+        Arguments:
+            request: The field.
+            canvas: The canvas; without a background it is white in JPEG, which is never transparent.
+            form: Media type, one of `FORMATS`.
+        """
+        if form == _OPAQUE and canvas.background is None:
+            canvas = replace(canvas, background=_WHITE)
 
         def draw() -> bytes:
             found = self.reader.extract(request)
-            return _png(found, values_at(found, Pixels.of(canvas)), canvas.background)
+            image = _image(found, values_at(found, Pixels.of(canvas)), canvas.background)
+            if form == _OPAQUE:  # which has neither palettes nor transparency
+                image = image.convert("RGB")
+            return _written(lambda stream: image.save(stream, **FORMATS[form]))
 
-        return self.cache.get((request, canvas), draw)
+        return self.cache.get((request, canvas, form), draw)
 
     def legend(self, request: FieldRequest) -> bytes:
         """Return the colour bar of a field as PNG, 120 x 300 pixels, in the units people read."""
@@ -211,8 +229,8 @@ def _table(name: str) -> NDArray[np.uint8]:
     return table
 
 
-def _png(found: Extracted, values: Float, background: tuple[int, int, int] | None) -> bytes:
-    """Return values as a coloured PNG, with a palette if no value is missing."""
+def _image(found: Extracted, values: Float, background: tuple[int, int, int] | None) -> Image.Image:
+    """Return values in their colours, with a palette if no value is missing."""
     name, (low, high) = found.colours
     defined = np.isfinite(values)
     with np.errstate(invalid="ignore"):
@@ -220,12 +238,11 @@ def _png(found: Extracted, values: Float, background: tuple[int, int, int] | Non
     if defined.all():
         image = Image.fromarray(share.astype(np.uint8))
         image.putpalette(_table(name).tobytes())
-    else:
-        places = np.where(defined, share, 0.0).astype(np.uint8)
-        colours = np.dstack([_table(name)[places], np.where(defined, 255, 0).astype(np.uint8)])
-        colours[~defined] = (0, 0, 0, 0) if background is None else (*background, 255)
-        image = Image.fromarray(colours)
-    return _written(lambda stream: image.save(stream, "PNG", compress_level=COMPRESSION))
+        return image
+    places = np.where(defined, share, 0.0).astype(np.uint8)
+    colours = np.dstack([_table(name)[places], np.where(defined, 255, 0).astype(np.uint8)])
+    colours[~defined] = (0, 0, 0, 0) if background is None else (*background, 255)
+    return Image.fromarray(colours)
 
 
 def _legend(found: Extracted) -> bytes:
@@ -244,12 +261,6 @@ def _readable(units: str) -> str:
     """Return units as people write them: "m s⁻¹" of "m s-1"."""
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     return units if units == "1" else re.sub(r"-?\d", lambda m: m[0].translate(raised), units)
-
-
-def as_jpeg(png: bytes) -> bytes:
-    """Return a picture without transparent pixels as JPEG."""
-    image = Image.open(BytesIO(png)).convert("RGB")
-    return _written(lambda stream: image.save(stream, "JPEG", quality=95))
 
 
 def _written(write: Callable[[BytesIO], Any]) -> bytes:

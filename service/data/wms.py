@@ -12,7 +12,7 @@ Reference:
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from xml.sax.saxutils import escape, quoteattr
 
@@ -20,12 +20,12 @@ import numpy as np
 
 from model.domain.errors import InvalidInput
 from service.data.drawing import (
+    FORMATS,
     SYSTEMS,
     Drawing,
     MapLayer,
     Pixels,
     area_of,
-    as_jpeg,
     values_at,
 )
 from service.maps.collections import ResultCollection, describe_collections
@@ -38,7 +38,6 @@ STYLES = ("mean", "spread")
 """Styles that are listed, the first for `default`; every statistic of `/v1/fields` is one."""
 
 _NORTH_FIRST = ("EPSG:4326",)
-_FORMATS = ("image/png", "image/jpeg")
 _INFO = ("application/json", "text/plain")
 
 
@@ -99,11 +98,11 @@ class WebMaps:
         )
 
     def _map(self, query: Mapping[str, str]) -> tuple[bytes, str]:
-        asked = query.get("format") or _FORMATS[0]
+        asked = query.get("format") or next(iter(FORMATS))
         form = asked.partition(";")[0].strip()
-        if form not in _FORMATS:
+        if form not in FORMATS:
             raise InvalidInput(
-                f"Expected 'format' to be {' or '.join(_FORMATS)}; got '{asked[:80]}'.",
+                f"Expected 'format' to be {' or '.join(FORMATS)}; got '{asked[:80]}'.",
                 field="format",
             )
         layers = query.get("layers", "").split(",")
@@ -111,10 +110,7 @@ class WebMaps:
             raise InvalidInput(f"Expected one layer; got {len(layers)}.", field="layers")
         canvas = _canvas(query)
         request = self.drawing.request(self._layer(query, layers[0]), "time")
-        if form == "image/jpeg":  # which cannot be transparent
-            opaque = replace(canvas, background=canvas.background or (255, 255, 255))
-            return as_jpeg(self.drawing.picture(request, opaque)), form
-        return self.drawing.picture(request, canvas), form
+        return self.drawing.picture(request, canvas, form), form
 
     def _info(self, query: Mapping[str, str]) -> tuple[bytes, str]:
         form = query.get("info_format") or _INFO[0]
@@ -199,7 +195,7 @@ def _document(address: str, layers: str) -> str:
     )
     requests = {
         "GetCapabilities": ("text/xml",),
-        "GetMap": _FORMATS,
+        "GetMap": FORMATS,
         "GetFeatureInfo": _INFO,
     }
     offered = "".join(

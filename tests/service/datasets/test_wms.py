@@ -16,6 +16,12 @@ from owslib.util import ServiceException
 from owslib.wms import WebMapService
 from PIL import Image
 
+from service.data.drawing import FORMATS, Drawing, MapLayer
+from service.data.fields import FieldReader
+from service.data.library import DatasetLibrary
+from service.maps.requests import Canvas
+from worker.results.catalogue import Catalogue
+
 TIME = "2025-03-20T12:00:00Z"
 
 
@@ -138,6 +144,23 @@ def test_jpeg_has_the_colours_of_png(gateway, field) -> None:
     assert images[1].format == "JPEG"
     exact, close = (np.array(image.convert("RGB")).astype(int) for image in images)
     assert np.abs(exact - close).mean() < 3.0
+
+
+def test_each_format_is_drawn_once_and_kept_for_itself(gateway, field) -> None:
+    analyses = Catalogue(gateway.layout)
+    drawing = Drawing(FieldReader(DatasetLibrary(analyses, gateway.layout), analyses), analyses)
+    request = drawing.request(MapLayer("wm-an", "sst"))
+    canvas = Canvas("CRS:84", (-7.5, -82.5, 352.5, 82.5), 240, 110)
+    made = {form: drawing.picture(request, canvas, form) for form in FORMATS}
+    for form, body in made.items():
+        assert drawing.picture(request, canvas, form) is body
+        assert Image.open(BytesIO(body)).get_format_mimetype() == form
+    exact, close = (Image.open(BytesIO(body)) for body in made.values())
+    assert (exact.mode, close.mode) == ("RGBA", "RGB")
+    undefined = field["sst_mean"].isnull().all("latitude").values  # 24 columns of 15 degrees
+    inside = np.flatnonzero(undefined)[0] * 10 + 5
+    assert np.asarray(exact)[55, inside].tolist() == [0, 0, 0, 0]
+    assert np.asarray(close)[55, inside] == pytest.approx([255, 255, 255], abs=3)
 
 
 def test_extents_are_in_the_axes_of_each_system(gateway, field) -> None:
