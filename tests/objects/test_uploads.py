@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from worker.contract.part_file import PartFile
 from worker.contract.records import new_id
 from worker.contract.store import Stores
 from worker.contract.uploads import KeptUpload, UploadStore, upload_store
+from worker.pipeline import ingest
 from worker.process import message_sender
 from worker.results.retention.plan import InUse, RetentionItem, RetentionPolicy, make_plan
 from worker.results.retention.run import remove
@@ -122,6 +124,27 @@ def test_copies_of_a_killed_worker_go_when_the_next_one_starts(
         upload_store(beside)
         assert not left.exists()
         assert found[record.id].read_bytes() == b"held"
+
+
+def test_small_uploads_are_fetched_once_and_lost_bytes_cost_their_own_only(
+    machine: MakeLayout, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = replace(ingest.SMALL_LIMITS, wall_seconds=120.0)  # on a busy machine
+    monkeypatch.setattr(ingest, "SMALL_LIMITS", patient)
+    monkeypatch.setattr(ingest, "SENDER_SECONDS", 120.0)
+    layout = machine()
+    head = "time,lat,lon,report_type,station_id,variable,obs_value\n"
+    row = "2024-03-01T00:00:00Z,50.0,5.0,synop,06610,2m_temperature,280.0\n"
+    lost, kept = (store_upload(layout, f"{head}{row}".encode()) for _ in range(2))
+    lost_content = next(name for name in server.names("content/", UPLOADS) if lost.id in name)
+    server.client().delete_object(Bucket=server.bucket, Key=f"{UPLOADS}{lost_content}")
+    assert upload_store(layout).has(lost.id)  # its record is there
+    del server.requests[:]
+    arrived = {one.batch.id: one.decoded for one in ingest.decode_small([lost, kept], layout)}
+    assert arrived[lost.id] is None
+    assert arrived[kept.id] is not None and arrived[kept.id].table.num_rows == 1
+    asked = [path.rsplit("/")[-1] for _, path, _ in server.requests]
+    assert sorted(asked) == sorted([lost.id, kept.id])
 
 
 def test_bytes_that_are_not_those_received_are_refused(

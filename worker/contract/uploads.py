@@ -81,14 +81,17 @@ class UploadStore(Protocol):
     def written(self, batch_id: str) -> datetime | None:
         """Return when an upload was stored (real time, UTC); None if it is not kept."""
 
-    def local(self, wanted: Mapping[str, str]) -> AbstractContextManager[dict[str, Path]]:
+    def local(
+        self, wanted: Mapping[str, str], *, missing_ok: bool = False
+    ) -> AbstractContextManager[dict[str, Path]]:
         """Provide the bytes of uploads as local files, by their ids, within a block.
 
         Arguments:
             wanted: Ids with the SHA-256 of their bytes; empty where that is not known.
+            missing_ok: Leave out those whose bytes are not kept.
 
         Raises:
-            FileNotFoundError: If the bytes of one are not kept.
+            FileNotFoundError: If the bytes of one are not kept, unless that is `missing_ok`.
             BucketUnavailable: If one cannot be fetched now, or has another SHA-256.
         """
 
@@ -144,12 +147,11 @@ class FolderUploads:
             return None
 
     @contextmanager
-    def local(self, wanted: Mapping[str, str]) -> Iterator[dict[str, Path]]:
-        found = {name: self.layout.raw_file(name) for name in wanted}
-        for name, path in found.items():
-            if not path.is_file():
-                raise _gone(name)
-        yield found
+    def local(
+        self, wanted: Mapping[str, str], *, missing_ok: bool = False
+    ) -> Iterator[dict[str, Path]]:
+        paths = {name: self.layout.raw_file(name) for name in wanted}
+        yield _kept({n: p if p.is_file() else None for n, p in paths.items()}, missing_ok)
 
     def names(self) -> Iterator[str]:
         with os.scandir(self.layout.raw) as entries:
@@ -253,7 +255,9 @@ class BucketUploads:
             return None
 
     @contextmanager
-    def local(self, wanted: Mapping[str, str]) -> Iterator[dict[str, Path]]:
+    def local(
+        self, wanted: Mapping[str, str], *, missing_ok: bool = False
+    ) -> Iterator[dict[str, Path]]:
         with ExitStack() as stack:
             parts = {
                 name: stack.enter_context(
@@ -262,21 +266,23 @@ class BucketUploads:
                 for name in wanted
             }
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(pool.map(self._fetch, parts, wanted.values(), parts.values()))
-            yield {name: part.path for name, part in parts.items()}
+                found = list(pool.map(self._fetch, parts, wanted.values(), parts.values()))
+            yield _kept(dict(zip(parts, found, strict=True)), missing_ok)
 
-    def _fetch(self, batch_id: str, sha256: str, part: PartFile) -> None:
+    def _fetch(self, batch_id: str, sha256: str, part: PartFile) -> Path | None:
+        """Copy the bytes of an upload; return where they are, None if they are not kept."""
         try:
             for content in self.bucket.content(_content(batch_id)):
                 part.write(content)
         except FileNotFoundError:
-            raise _gone(batch_id) from None
+            return None
         if sha256 and part.sha256 != sha256:
             raise BucketUnavailable(
                 f"Expected the bytes of upload '{batch_id}' with the SHA-256 {sha256} in "
                 f"{self.bucket.url}; got {part.sha256}.",
                 batch_id=batch_id,
             )
+        return part.path
 
     def names(self) -> Iterator[str]:
         for day in reversed(self.bucket.folders(_RECORDS)):
@@ -304,8 +310,17 @@ class BucketUploads:
         return len(left)
 
 
-def _gone(batch_id: str) -> FileNotFoundError:
-    return FileNotFoundError(f"the bytes of upload '{batch_id}' are not kept")
+def _kept(found: Mapping[str, Path | None], missing_ok: bool) -> dict[str, Path]:
+    """Return the files of uploads without those that are None.
+
+    Raises:
+        FileNotFoundError: If one is None, unless that is `missing_ok`.
+    """
+    kept = {name: path for name, path in found.items() if path is not None}
+    if len(kept) < len(found) and not missing_ok:
+        gone = next(name for name in found if name not in kept)
+        raise FileNotFoundError(f"the bytes of upload '{gone}' are not kept")
+    return kept
 
 
 _opening = threading.Lock()

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from model.domain.observations import validate_table
 from worker.contract import traces
 from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.layout import Layout
-from worker.contract.uploads import UploadStore, upload_store
+from worker.contract.uploads import upload_store
 from worker.observations.columns import count_pairs, count_values, float_column, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded
 from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
@@ -317,38 +316,25 @@ def decode_small(batches: Sequence[BatchRecord], layout: Layout) -> Iterator[Arr
     """Decode small uploads, those of each sender in one child; yield each with its result.
 
     A child is forked for each sender and replaced after a crash. The upload that caused the crash is
-    not retried here, so that it delays nobody; the others are, while the sender has time left. Senders
-    with the fewest uploads come first.
+    not retried here, so that it delays nobody; the others are, while the sender has time left. Uploads
+    whose bytes are not kept have no result. Senders with the fewest uploads come first.
 
     Raises:
         StorageError: If a child met a full disk or a failing device, or a bucket does not answer.
-        OSError: If no child can be started, or the bytes of one are not kept.
+        OSError: If no child can be started.
     """
     senders: dict[str, list[Arrived]] = {}
     for batch in batches:
         options = options_of(batch, layout)
         context = _context(batch.id, batch.created, options)
         senders.setdefault(batch.api_key, []).append(Arrived(batch, options, context, None))
+    uploads = upload_store(layout)
     for waiting in sorted(senders.values(), key=len):
-        yield from _decode_kept(waiting, upload_store(layout))
-
-
-def _decode_kept(waiting: list[Arrived], uploads: UploadStore) -> Iterator[Arrived]:
-    """Decode the small uploads of one sender, without those whose bytes are lost; yield all."""
-    wanted = {one.batch.id: one.batch.sha256 for one in waiting}
-    with ExitStack() as held:
-        try:
-            paths = held.enter_context(uploads.local(wanted))
-        except FileNotFoundError:
-            lost = [one for one in waiting if not uploads.has(one.batch.id)]
-            if not lost:
-                raise
-        else:
-            yield from _decode_of_sender(waiting, paths)
-            return
-    yield from lost
-    if rest := [one for one in waiting if one not in lost]:
-        yield from _decode_kept(rest, uploads)
+        wanted = {one.batch.id: one.batch.sha256 for one in waiting}
+        with uploads.local(wanted, missing_ok=True) as paths:
+            yield from (one for one in waiting if one.batch.id not in paths)
+            kept = [one for one in waiting if one.batch.id in paths]
+            yield from _decode_of_sender(kept, paths)
 
 
 def _decode_of_sender(waiting: list[Arrived], paths: Mapping[str, Path]) -> Iterator[Arrived]:
