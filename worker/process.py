@@ -223,8 +223,9 @@ class WorkerLife:
                 runtime.ranks = RankGroup(self.settings, self.settings.ranks)
                 self.settings = self.settings.model_copy(update={"device": device})
                 runtime.report.ranks = self.settings.ranks
-            runtime.models = open_models(self.settings)
-            describe_models(runtime.models, runtime.report)
+            with runtime.memory.in_use():
+                runtime.models = open_models(self.settings)
+                describe_models(runtime.models, runtime.report)
             self.app.runtime = runtime
         else:
             from worker.tasks.ingest import describe_ingest

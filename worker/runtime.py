@@ -20,6 +20,7 @@ from worker.contract.layout import Layout
 from worker.contract.measures import Measures
 from worker.contract.queues import WorkerReport
 from worker.contract.store import Stores, open_stores
+from worker.idle_memory import IdleMemory
 from worker.settings import WorkerSettings
 
 __all__ = ["Runtime", "WorkerStopping", "open_runtime"]
@@ -42,6 +43,7 @@ class Runtime:
         measures: Metrics of this process.
         models: The loaded models of a GPU worker (`worker.loaded_models.LoadedModels`), else None.
         ranks: The other processes of a GPU worker (`worker.ranks.RankGroup`), else None.
+        memory: Returns memory that work has freed, while this process is idle.
         stopping: Set after a request to stop; work ends at its next step.
     """
 
@@ -53,6 +55,7 @@ class Runtime:
     measures: Measures
     models: Any = None
     ranks: Any = None
+    memory: IdleMemory = field(default_factory=IdleMemory)
     stopping: threading.Event = field(default_factory=threading.Event)
     _left: threading.Event = field(default_factory=threading.Event)
     _registering: threading.Lock = field(default_factory=threading.Lock)
@@ -67,7 +70,8 @@ class Runtime:
         """Show a record in the registration while this worker works on it."""
         self.report.busy_with = record_id
         try:
-            yield
+            with self.memory.in_use():
+                yield
         finally:
             self.report.busy_with = None
 
@@ -107,6 +111,7 @@ class Runtime:
 
     def _report_on(self) -> None:
         while not self._left.wait(self.settings.report_seconds):
+            self.memory.tend()
             self.register()
             self.measures.push(self._part)
 
@@ -116,6 +121,7 @@ class Runtime:
 
     def _measure_on(self) -> None:
         while not self._left.wait(self.settings.report_seconds):
+            self.memory.tend()
             self.measures.push(self._part)
 
     def end_measuring(self) -> None:

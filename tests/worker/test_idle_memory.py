@@ -1,0 +1,106 @@
+"""What idle workers hold: freed memory, by the kernel's figures, and modules that no job needs."""
+
+import ctypes
+import platform
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from tests.worker.processes import REPOSITORY, wait_for
+from worker import idle_memory
+from worker.contract.measures import Measures
+from worker.idle_memory import IdleMemory
+from worker.process import message_sender
+from worker.runtime import open_runtime
+from worker.settings import WorkerSettings
+
+BLOCK, BLOCKS = 100_000, 2_000  # less than malloc takes from the system one by one
+BYTES = BLOCK * BLOCKS
+
+NEEDS_GLIBC = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="the C library returns freed memory by itself"
+)
+
+
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+@contextmanager
+def freed_blocks():
+    """Fill 200 MB and free them, but for one block at their end, which keeps the heap from shrinking."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    blocks = [libc.malloc(BLOCK) for _ in range(BLOCKS)]
+    for block in blocks:
+        ctypes.memset(block, 1, BLOCK)
+    for block in blocks[:-1]:
+        libc.free(block)
+    yield
+    libc.free(blocks[-1])
+
+
+@NEEDS_GLIBC
+def test_what_work_has_freed_is_returned_once_idle(monkeypatch) -> None:
+    monkeypatch.setattr(idle_memory, "IDLE_SECONDS", 0.0)
+    memory = IdleMemory()
+    before = resident()
+    assert not memory.tend()  # nothing was done
+    with memory.in_use(), freed_blocks():
+        assert not memory.tend()
+        assert resident() - before > 0.9 * BYTES  # kept for the work that goes on
+        with memory.in_use():
+            pass
+        assert not memory.tend()  # the outer work goes on
+    with freed_blocks():
+        assert resident() - before > 0.9 * BYTES
+        assert memory.tend()
+        assert resident() - before < 0.1 * BYTES
+        assert not memory.tend()  # once
+
+
+@NEEDS_GLIBC
+def test_a_worker_with_work_keeps_its_memory(monkeypatch) -> None:
+    memory = IdleMemory()
+    with memory.in_use():
+        pass
+    with freed_blocks():
+        kept = resident()
+        assert not memory.tend()  # the next job may be there in a moment
+        assert kept - resident() < 0.1 * BYTES
+
+
+WARM_UP = """
+import sys
+from lab.tiny_model import tiny_model
+from worker.loaded_models import warm_up
+warm_up(tiny_model())
+print(*sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+
+
+def test_a_job_loads_no_symbolic_algebra() -> None:
+    """33 MB and a second of processor, only to compare two shapes in `torch.autograd.grad`."""
+    command = [sys.executable, "-c", WARM_UP]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.strip()) == (0, ""), ended.stderr[-2000:]
+
+
+@NEEDS_GLIBC
+def test_the_thread_of_a_worker_returns_what_its_work_has_freed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(idle_memory, "IDLE_SECONDS", 0.0)
+    settings = WorkerSettings(data_dir=tmp_path, report_seconds=0.05)
+    runtime = open_runtime(settings, ["ingest"], "test", message_sender(settings))
+    runtime.measures = Measures(None)
+    before = resident()
+    with freed_blocks():
+        with runtime.busy_with("x"):
+            runtime.start_measuring()
+            time.sleep(0.5)
+            assert resident() - before > 0.9 * BYTES
+        wait_for(lambda: resident() - before < 0.1 * BYTES)
+    runtime.end_measuring()
