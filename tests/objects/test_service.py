@@ -2,23 +2,24 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from typer.testing import CliRunner, Result
 
-from deploy.cli import app
 from deploy.local import LocalStack, StackOptions
 from tests.deploy.up import ended, submit, upload
 from tests.objects.conftest import MakeLayout
 from tests.objects.s3_server import S3Server
 from tests.objects.test_publication import LARGE, publish
 from tests.service.gateway_process import StartGateway
-from tests.worker.processes import wait_for
+from tests.worker.processes import REPOSITORY, wait_for
 from worker.contract.layout import Layout
 from worker.results.catalogue import Catalogue
 from worker.results.publication import send_folders
@@ -89,8 +90,15 @@ def test_a_gateway_says_that_the_bucket_is_gone_and_is_well_again(
         assert http.get("/v1/analyses/an-1/a.nc").content == b"x" * 100
 
 
-def appa(*arguments: str, **environment: str) -> Result:
-    return CliRunner().invoke(app, arguments, env=environment)
+def appa(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_results_of_a_folder_are_sent_to_a_bucket(machine: MakeLayout, server: S3Server) -> None:
@@ -106,7 +114,7 @@ def test_results_of_a_folder_are_sent_to_a_bucket(machine: MakeLayout, server: S
     assert "3 results" in found["data folder"]["found"]
     assert found["an object is created once"]["state"] == "ok"
     sent = appa("catalogue", "send", *where, APPA_RESULTS_URL=server.url)
-    assert sent.exit_code == 1
+    assert sent.returncode == 1
     assert "1 results sent" in sent.stdout
     assert "'an-1': another result" in sent.stderr and "'an-2': not as" in sent.stderr
     assert folder.analysis_file("an-1", "a.nc").read_bytes() == b"1" * 100
@@ -115,7 +123,7 @@ def test_results_of_a_folder_are_sent_to_a_bucket(machine: MakeLayout, server: S
     assert send_folders(layout)[0] == 0
     again = appa("catalogue", "send", *where, "--json", APPA_RESULTS_URL=server.url)
     answer = json.loads(again.stdout)
-    assert (again.exit_code, answer["sent"], answer["to"]) == (1, 0, server.url.rstrip("/"))
+    assert (again.returncode, answer["sent"], answer["to"]) == (1, 0, server.url.rstrip("/"))
     assert set(answer["not_sent"]) == {"an-1", "an-2"}
     shown = appa("catalogue", "rebuild", *where, "--json", APPA_RESULTS_URL=server.url)
     assert json.loads(shown.stdout)["total"] == 2
