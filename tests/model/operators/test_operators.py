@@ -101,7 +101,7 @@ def test_adjoint(case):
 
 def test_tangent_linear_against_finite_differences(case):
     _, chosen, states, direction = case
-    step = 1e-4
+    step = 1e-5  # near a calm, speeds curve too much for more
     ahead = chosen.operator(states + step * direction)
     behind = chosen.operator(states - step * direction)
     tangent = jvp(chosen.operator, states, direction)
