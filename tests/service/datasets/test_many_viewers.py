@@ -30,14 +30,14 @@ def client(tmp_path, valkey_url_shared: str) -> Iterator[TestClient]:
 
 
 def test_a_tile_that_many_ask_for_is_drawn_once(client: TestClient, monkeypatch) -> None:
-    drawn, draw = [], drawing._png
+    drawn, draw = [], drawing._image
 
     def slowly(*arguments):
         drawn.append(arguments)
         time.sleep(0.2)
         return draw(*arguments)
 
-    monkeypatch.setattr(drawing, "_png", slowly)
+    monkeypatch.setattr(drawing, "_image", slowly)
     with ThreadPoolExecutor(12) as pool:
         paths = [f"{TILES}/1/0/{number % 2}" for number in range(12)]
         bodies = [answer.content for answer in pool.map(client.get, paths)]
@@ -50,14 +50,14 @@ def test_a_tile_that_many_ask_for_is_drawn_once(client: TestClient, monkeypatch)
 @pytest.fixture
 def held_drawing(monkeypatch: pytest.MonkeyPatch) -> tuple[Event, Event]:
     """Pictures are drawn once the second is set; the first says that one has begun."""
-    draw, begun, may_go_on = drawing._png, Event(), Event()
+    draw, begun, may_go_on = drawing._image, Event(), Event()
 
     def held(*arguments):
         begun.set()
         assert may_go_on.wait(60)
         return draw(*arguments)
 
-    monkeypatch.setattr(drawing, "_png", held)
+    monkeypatch.setattr(drawing, "_image", held)
     return begun, may_go_on
 
 

@@ -26,6 +26,12 @@ TIME = "2025-03-20T12:00:00Z"
 
 
 @pytest.fixture(scope="module")
+def gateway(own_gateway: GatewayProcess) -> GatewayProcess:
+    """One whose latest analysis is that of these tests."""
+    return own_gateway
+
+
+@pytest.fixture(scope="module")
 def field(gateway: GatewayProcess, tmp_path_factory) -> xr.Dataset:
     folder = tmp_path_factory.mktemp("wms") / "x"
     path = published.publish_result(gateway.layout, "wm-an", folder, published.Wanted(seed=31))
