@@ -13,21 +13,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["IDLE_SECONDS", "IdleMemory", "return_freed_memory"]
+__all__ = ["IDLE_SECONDS", "IdleMemory"]
 
 IDLE_SECONDS = 10.0
 """Pause after which a process is idle: longer than between the messages of a queue that has work."""
 
 
-def return_freed_memory() -> bool:
-    """Collect garbage, and return freed memory to the system where the C library can (glibc).
-
-    Returns:
-        Whether any memory was returned.
-    """
+def _return_freed_memory() -> None:
+    """Collect garbage, and return freed memory to the system where the C library can (glibc)."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    return trim is not None and trim(0) == 1
+    if trim is not None:
+        trim(0)
 
 
 class IdleMemory:
@@ -58,5 +55,5 @@ class IdleMemory:
             if time.monotonic() - self._ended < IDLE_SECONDS:
                 return False
             self._ended = None
-        return_freed_memory()
+        _return_freed_memory()
         return True

@@ -1,4 +1,4 @@
-"""What idle workers hold: freed memory, by the kernel's figures, and modules that no job needs."""
+"""What idle workers return of the memory that their work has freed, by the kernel's figures."""
 
 import ctypes
 import platform

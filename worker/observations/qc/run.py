@@ -188,7 +188,8 @@ def try_parameters(parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Exc
     """
     table = _rows()
     found = _errors(table, parameters)
-    return {k: v for k, v in found.items() if k not in _errors(table, load_parameters())}
+    unable = _errors(table, load_parameters()) if found else {}
+    return {name: error for name, error in found.items() if name not in unable}
 
 
 def _errors(table: pa.Table, parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Exception]:
