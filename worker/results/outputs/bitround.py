@@ -17,10 +17,12 @@ References:
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr
 
 __all__ = [
     "METHOD",
@@ -91,15 +93,20 @@ def usable_rows(rows: Float) -> NDArray[np.bool_]:
     return found
 
 
-def _pairs(rows: Float) -> tuple[Float, Float]:
-    """Return eastward neighbours in rows around the globe, each with shape (pairs,)."""
+def _differences(rows: Float, used: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return how far used values are from their eastward neighbours around the globe, without zeros."""
     right = np.roll(rows, -1, axis=-1)
-    both = _used(rows) & _used(right)
-    return rows[both], right[both]
+    if not used.all():
+        both = used & np.roll(used, -1, axis=-1)
+        rows, right = rows[both], right[both]
+    differences: NDArray[np.float64] = np.abs(rows - right, dtype=np.float64)
+    return differences[differences > 0]
 
 
-def _entropy(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    return -np.where(share > 0, share * np.log2(np.where(share > 0, share, 1.0)), 0.0)
+def _entropy(*shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the entropy in bits of cases with these shares, of each element."""
+    entropy: NDArray[np.float64] = entr(np.stack(shares)).sum(0) / np.log(2)
+    return entropy
 
 
 def bit_information(values: Float) -> NDArray[np.float64]:
@@ -122,9 +129,9 @@ def bit_information(values: Float) -> NDArray[np.float64]:
         return np.zeros(32)
     first, both = _share_of_ones(left), _share_of_ones(left & right)
     second = first if whole else _share_of_ones(right)  # around a whole circle: the same values
-    joint = np.stack([both, first - both, second - both, 1.0 - first - second + both])
-    single = np.stack([first, 1.0 - first, second, 1.0 - second])
-    information = _entropy(single).sum(0) - _entropy(joint).sum(0)
+    neither = np.maximum(1.0 - first - second + both, 0.0)  # not below zero by rounding
+    joint = _entropy(both, first - both, second - both, neither)
+    information = _entropy(first, 1.0 - first, second, 1.0 - second) - joint
     return np.where(information < _chance(count), 0.0, information)
 
 
@@ -156,13 +163,14 @@ def _biased(values: Float) -> NDArray[np.uint32]:
     return (raw & np.uint32(0x807FFFFF)) | (magnitude << np.uint32(23))
 
 
+@lru_cache(maxsize=64)
 def _chance(count: int) -> float:
     """Return the information that a random bit shows in `count` pairs in 1 of 100 cases.
 
     From the normal approximation of the binomial: a share of 0.5 + 2.576 / (2 sqrt(n)).
     """
-    share = min(1.0, 0.5 + 2.576 / (2 * np.sqrt(count)))
-    return float(1.0 - _entropy(np.array([share, 1.0 - share])).sum())
+    share = np.array(min(1.0, 0.5 + 2.576 / (2 * np.sqrt(count))))
+    return float(1.0 - _entropy(share, 1.0 - share))
 
 
 def information_bits(values: Float) -> int:
@@ -228,9 +236,7 @@ def bits_of_rows(rows: Float, around: Float | None = None) -> int:
         return 0
     exponent = np.frexp(rows)[1] - 1
     bits = [information_bits(rows)]
-    left, right = _pairs(rows)
-    differences = np.abs(left - right, dtype=np.float64)
-    differences = differences[differences > 0]
+    differences = _differences(rows, used)
     if differences.size:
         typical = _median(exponent[used])
         bits.append(_guard(2.0**typical / _median(differences)))
