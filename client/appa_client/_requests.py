@@ -5,6 +5,7 @@ every write carries its own Idempotency-Key.
 """
 
 import json
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,8 +49,11 @@ __all__ = [
     "require_success",
     "rerun_cycle",
     "submit",
+    "unreachable",
     "upload",
 ]
+
+_log = logging.getLogger("appa_client")
 
 TIMEOUT = 30.0
 ATTEMPTS = 8
@@ -96,6 +100,8 @@ class Retry:
     def pause(self, failure: httpx.TransportError | GatewayError | None) -> float:
         """Count a failure and return the seconds to wait before the next attempt.
 
+        The first failure of a series is logged as a warning, because waiting takes up to half a minute.
+
         Arguments:
             failure: What went wrong; None if a stream ended early.
 
@@ -104,10 +110,12 @@ class Retry:
                 attempt would not help.
         """
         self._failures += 1
-        error = failure if isinstance(failure, GatewayError) else _unreachable(failure)
+        error = failure if isinstance(failure, GatewayError) else unreachable(failure)
         pause = self._seconds(error)
         if pause is None or self._failures >= self._attempts:
             raise error
+        if self._failures == 1 and failure is not None:
+            _log.warning("%s Trying again.", error.message)
         return pause
 
     def _seconds(self, error: GatewayError) -> float | None:
@@ -118,14 +126,25 @@ class Retry:
         return min(0.2 * 2.0**self._failures, _MAX_BACKOFF)
 
 
-def _unreachable(cause: Exception | None) -> UnavailableError:
-    why = f"{type(cause).__name__}: {cause}" if cause else "the connection ended early"
+def unreachable(cause: httpx.TransportError | None) -> UnavailableError:
+    """Return the error of a request without an answer.
+
+    Arguments:
+        cause: What went wrong; None if a stream ended early.
+    """
+    if cause is None:
+        return UnavailableError("Expected more events; the gateway ended the connection early.")
     error = UnavailableError(
-        f"Expected an answer of the gateway; {why}. Is it running (`appa up`), and is the address "
-        "right?"
+        f"Expected an answer of the gateway at {_origin(cause)}; got {type(cause).__name__}: {cause}. "
+        "Is it running (`appa up`), and is the address right?"
     )
     error.__cause__ = cause  # a refused connection differs from a lost answer
     return error
+
+
+def _origin(cause: httpx.TransportError) -> str:
+    url = cause.request.url
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
 # -- requests

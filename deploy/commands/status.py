@@ -125,8 +125,7 @@ def read_status(client: AppaClient, patience: timedelta, now: datetime) -> Statu
         now: The present (UTC).
 
     Raises:
-        GatewayError: If the gateway refuses.
-        TransportError: If it cannot be reached (httpx).
+        GatewayError: If the gateway refuses or cannot be reached.
     """
     readiness = client.readiness()  # first, because it is not retried
     capabilities = client.capabilities()

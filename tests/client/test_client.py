@@ -120,10 +120,14 @@ def test_upload_waits_for_a_gateway_that_restarts(start_gateway: StartGateway) -
     restart.join()
 
 
-def test_nobody_there() -> None:
-    with AppaClient("http://127.0.0.1:9", attempts=2) as client:
-        with pytest.raises(UnavailableError, match="appa up"):
+def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
+    with AppaClient("http://127.0.0.1:9", attempts=3) as client:
+        with pytest.raises(UnavailableError, match="http://127.0.0.1:9; .*refused.*appa up"):
             client.job("job-1")
+        [waiting] = caplog.messages  # the attempts take half a minute
+        assert waiting.endswith("Trying again.") and "http://127.0.0.1:9" in waiting
+        with pytest.raises(UnavailableError, match="http://127.0.0.1:9; "):
+            client.readiness()
         assert not client.ready()
 
 

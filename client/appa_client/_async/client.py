@@ -568,8 +568,11 @@ class AsyncAppaClient:
         """Return every check of the gateway, whether it is ready or not; the request is not retried.
 
         Raises:
+            UnavailableError: If the gateway cannot be reached.
             GatewayError: If what answers gives no checks.
-            TransportError: If the gateway cannot be reached (httpx).
         """
-        response = await self._http.get("/health/ready")
+        try:
+            response = await self._http.get("/health/ready")
+        except httpx.TransportError as failure:
+            raise calls.unreachable(failure) from failure
         return calls.readiness(response)
