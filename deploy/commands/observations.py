@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from deploy.console import (
     DEFAULT_DATA,
@@ -19,6 +18,8 @@ from deploy.console import (
     gateway_client,
     installed_layout,
     json_object,
+    key_table,
+    out,
     print_json,
     retry_each,
     utc_time,
@@ -92,13 +93,12 @@ def ingest_files(
 
 
 def _print_ingest(done: list[dict[str, Any]]) -> None:
-    table = Table(show_lines=True)
-    for column in ("file", "batch", "values", "used", "by variable", "rejected by"):
-        table.add_column(column, overflow="fold")
+    columns = ("file", "batch", "values", "used", "by variable", "rejected by")
+    table = key_table(*columns, keys={"batch"})
     for entry in done:
-        name = Path(entry["file"]).name
+        name = escape(Path(entry["file"]).name)
         if "error" in entry:
-            table.add_row(name, "-", "0", "0", "-", entry["error"]["message"])
+            table.add_row(name, "-", "0", "0", "-", escape(entry["error"]["message"]))
             continue
         counts = [
             "\n".join(f"{key} {count}" for key, count in entry[column].items()) or "-"
@@ -107,7 +107,7 @@ def _print_ingest(done: list[dict[str, Any]]) -> None:
         table.add_row(
             name, entry["batch_id"], str(entry["observations"]), str(entry["used"]), *counts
         )
-    Console().print(table)
+    out.print(table)
 
 
 @app.command("query")
@@ -185,9 +185,9 @@ def compact(
     if as_json:
         print_json(vars(report))
         return
-    table = Table("hours", "files before", "files removed", "rows")
+    table = key_table("hours", "files before", "files removed", "rows", keys=())
     table.add_row(*(str(value) for value in vars(report).values()))
-    Console().print(table)
+    out.print(table)
 
 
 @app.command("send")
@@ -223,6 +223,7 @@ def template(
     output: Annotated[
         Path | None, typer.Option(help="File or `-`; the template's own name if absent.")
     ] = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write an example file to start from; `--json` tells its name, and is not for `-`."""
@@ -236,6 +237,10 @@ def template(
         sys.stdout.buffer.write(chosen.write())
         return
     path = output or Path(chosen.file_name)
+    if path.exists() and not force:
+        raise typer.BadParameter(
+            f"{path} is there; name another, or --force", param_hint="--output"
+        )
     path.write_bytes(chosen.write())
     if as_json:
         print_json({"file": str(path), "format": format, "description": chosen.description})
@@ -309,40 +314,38 @@ def _counts(counter: dict[str, int]) -> str:
 
 
 def _print(reports: dict[str, DecodeReport], explain: bool) -> None:
-    console = Console()
-    table = Table(title="Observations by file", show_lines=True)
-    for column in ("file", "format", "messages", "decoded", "rows", "rows by variable", "rejected"):
-        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
+    columns = ("file", "format", "decoded", "rows", "rows by variable", "rejected")
+    table = key_table(*columns, keys={"rows by variable"}, title="Observations by file")
     total = _total(reports)
     shown = {Path(name).name: report for name, report in reports.items()}
     if len(shown) < len(reports):
         shown = dict(reports)
-    for name, report in {**shown, "total": total}.items():
-        numbers = (report.messages, report.decoded, report.rows)
+    if len(shown) > 1:
+        shown["total"] = total
+    for name, report in shown.items():
         table.add_row(
-            name,
+            escape(name),
             report.format or "?",
-            *(f"{number}" for number in numbers),
+            f"{report.decoded} of {report.messages}",
+            str(report.rows),
             _counts(report.rows_by_variable),
             _counts(report.rejected),
+            end_section=True,
         )
-    console.print(table)
+    out.print(table)
     for code in sorted(total.rejected):
-        console.print(f"{code}: {REASONS[code]}", highlight=False)
+        out.print(f"{code}: {REASONS[code]}", highlight=False)
     if explain:
-        _explain(console, reports)
+        _explain(reports)
 
 
-_NUMBERS = ("messages", "decoded", "rows")
-
-
-def _explain(console: Console, reports: dict[str, DecodeReport]) -> None:
+def _explain(reports: dict[str, DecodeReport]) -> None:
     for name, report in reports.items():
         for item in report.quarantined:
             where = f"byte {item.offset}" + (
                 f", report {item.report}" if item.report is not None else ""
             )
-            console.print(
+            out.print(
                 f"{Path(name).name}: {where}: {item.reason}: {item.detail}",
                 highlight=False,
                 markup=False,
@@ -355,4 +358,4 @@ def _explain(console: Console, reports: dict[str, DecodeReport]) -> None:
         ):
             for item_name, count in sorted(counts.items()):
                 line = f"{Path(name).name}: {title}: {item_name}: {count}"
-                console.print(line, highlight=False, markup=False)
+                out.print(line, highlight=False, markup=False)

@@ -65,3 +65,13 @@ def test_template_tells_programs_where_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = json.loads(run("template", "geojson", "--json").stdout)
     assert json.loads((tmp_path / answer["file"]).read_text())["type"] == "FeatureCollection"
+
+
+def test_template_leaves_a_file_that_is_there(tmp_path):
+    path = tmp_path / "observations.csv"
+    path.write_text("mine")
+    refused = run("template", "csv", "--output", path)
+    assert refused.exit_code == 2 and "--force" in refused.output
+    assert path.read_text() == "mine"
+    assert run("template", "csv", "--output", path, "--force").exit_code == 0
+    assert path.read_text().startswith("time,")

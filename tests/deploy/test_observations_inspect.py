@@ -50,5 +50,13 @@ def test_table_shows_counts_and_explains(folder):
         assert word in result.output
 
 
+def test_names_of_variables_are_whole_at_80_columns(folder):
+    good = str(folder / "good.bufr")
+    lines = runner.invoke(app, ["inspect", good], env={"COLUMNS": "80"}).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("2m_temperature 2" in line and "2 of 2" in line for line in lines)
+    assert not any(line.strip().startswith("total") for line in lines)  # one file is its own total
+
+
 def test_a_path_that_is_not_there():
     assert runner.invoke(app, ["inspect", "no/such/file"]).exit_code == 2
