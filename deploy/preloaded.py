@@ -49,7 +49,8 @@ MODULES: dict[str, tuple[str, ...]] = {
 """What our processes import before they begin to work, by name as in `deploy.local.PROCESSES`."""
 
 _MESSAGE = 131_072  # maximum size of a request in bytes; most of it is the environment
-_PATIENCE = 60.0  # seconds to import modules, on a slow disk
+_LOADING = 240.0  # seconds to import modules, on a busy machine: parts that start alone do more work
+_PATIENCE = 60.0  # seconds to end
 
 
 class Fork:
@@ -187,7 +188,7 @@ class Preloaded:
         request |= {"session": session, "umask": umask}
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = output if isinstance(output, int) else output.fileno()
-        channel.settimeout(_PATIENCE)
+        channel.settimeout(_LOADING)
         try:
             with theirs:
                 message = json.dumps(request).encode()
