@@ -150,12 +150,28 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
         expected = str(expected)
         field = field or "kind"
         known = [part.strip("' ") for part in expected.replace(" or ", ", ").split(",")]
+    if error["type"] == "json_invalid":  # the last place is the number of the character
+        where = f"character {error['loc'][-1]}"
+        return FieldProblem(
+            field="body", message=f"Expected JSON; {context.get('error')} at {where}."
+        )
+    return FieldProblem(field=field or "body", message=_sentence(error), known=known)
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    """Return what was expected of a field and what came."""
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        return f"Expected one of {context['expected_tags']}; got '{context['tag']}'."
     try:
         got = repr(error.get("input"))
     except RecursionError:
         got = "a value of too many levels"
-    came = f" Got {got}." if error["type"] != "missing" and len(got) < 120 else ""
-    return FieldProblem(field=field or "body", message=f"{error['msg']}.{came}", known=known)
+    came = f"; got {got}." if error["type"] != "missing" and len(got) < 120 else "."
+    if error["type"] == "extra_forbidden":
+        return f"Expected no field of this name (/docs lists those that exist){came}"
+    text = str(error["msg"]).removeprefix("Value error, ").removesuffix(".")
+    return f"{text}." if "; got " in text else text + came  # our own messages say what came
 
 
 def validation_problem(request: Request, error: RequestValidationError) -> Response:

@@ -57,6 +57,20 @@ def test_unknown_names_say_what_is_known(http, worker) -> None:
     assert "analysis_id" in errors_of(http.post("/v1/jobs", json=forecast), "unknown_name")
 
 
+def test_fields_that_do_not_fit_say_what_was_expected_and_what_came_once(http, worker) -> None:
+    def message(field: str, **changes) -> str:
+        return errors_of(http.post("/v1/jobs", json={**FILTERING, **changes}))[field]["message"]
+
+    half = message("valid_time", valid_time="2025-01-01T06:30:00Z")
+    assert half == "Expected a full hour in UTC; got 2025-01-01T06:30:00+00:00."
+    kinds = "'filtering', 'forecast', 'reanalysis'"
+    assert message("kind", kind="filterin") == f"Expected one of {kinds}; got 'filterin'."
+    assert message("membres", membres=4).endswith("; got 4.")
+    assert message("members", members="many").endswith("; got 'many'.")
+    cut = http.post("/v1/jobs", content='{"kind": ', headers={"Content-Type": "application/json"})
+    assert errors_of(cut)["body"]["message"] == "Expected JSON; Expecting value at character 9."
+
+
 def test_how_to_compute_is_chosen_among_what_workers_report(http, worker) -> None:
     chosen = {"sampler": "ddim", "guidance": "mmps", "precision": "float32", "steps": 8}
     job = http.post("/v1/jobs", json={**FILTERING, **chosen}).json()
