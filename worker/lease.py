@@ -203,9 +203,13 @@ class ProgressReporter:
         if self.meter is not None:
             self.meter.phase(phase)
         traces.phase(phase.value)
-        update = {"phase": phase, "message": message, "eta_seconds": None}
+        counts = phase in (Phase.BACKGROUND, Phase.SAMPLING)
+        step = (
+            0 if counts else self.progress.steps
+        )  # the last step ended, though none began after it
+        update = {"phase": phase, "message": message, "eta_seconds": None, "step": step}
         self.progress = self.progress.model_copy(update=update)
-        if phase in (Phase.BACKGROUND, Phase.SAMPLING):  # both count steps
+        if counts:
             self._sampling_since = time.monotonic()
         self._publish()
 

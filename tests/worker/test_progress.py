@@ -38,8 +38,23 @@ def test_steps_are_told_at_most_once_an_interval_and_phases_at_once(stores, clai
     for step in range(50):
         progress(step, 50)
     progress.phase(Phase.WRITING)
-    assert steps(stores, claimed) == [0, 49]
+    assert steps(stores, claimed) == [0, 50]
     assert stores.jobs.get(claimed.id).progress.phase is Phase.WRITING
+
+
+def test_each_phase_counts_its_own_steps(stores, claimed):
+    progress = reporter(stores, claimed, interval=0.0)
+    progress.phase(Phase.BACKGROUND)
+    for step in range(3):
+        progress(step, 3)
+    progress.phase(Phase.SAMPLING)
+    progress(0, 3)
+    progress.phase(Phase.WRITING)
+    told = [d for _, kind, d in stores.jobs.events(claimed.id) if kind == "progress"]
+    assert [(d["phase"], d["step"]) for d in told] == [
+        ("background", 0), ("background", 0), ("background", 1), ("background", 2),
+        ("sampling", 0), ("sampling", 0), ("writing", 3),
+    ]  # fmt: skip
 
 
 def test_the_time_left_follows_from_the_pace(stores, claimed, monkeypatch):
