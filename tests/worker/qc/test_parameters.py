@@ -36,6 +36,7 @@ def test_unknown_names_are_faults(override, named):
     [
         ({"withholding": {"share": "5 %"}}, "a number"),
         ({"withholding": {"share": True}}, "a number"),
+        ({"withholding": {"share": 5}}, "a share from 0 to 1"),  # meant as per cent
         ({"thinning": {"per_station": 1}}, "true or false"),
         ({"thinning": {"report_types": "temp"}}, "a list"),
         ({"track": {"speed": [5.0]}}, "a mapping"),

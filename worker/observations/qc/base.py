@@ -52,8 +52,8 @@ def load_parameters(*overrides: Override) -> dict[str, dict[str, Any]]:
             values replace the default, mappings by network or variable are merged by key.
 
     Raises:
-        ConfigurationError: On an unknown check or parameter, naming the known ones, and on a value
-            of another sort than the default, such as text for a number.
+        ConfigurationError: On an unknown check or parameter, naming the known ones, on a value of
+            another sort than the default, such as text for a number, and on a share beyond 0 to 1.
     """
     parameters = copy.deepcopy(_defaults())
     for override in overrides:
@@ -104,6 +104,13 @@ def _apply(parameters: dict[str, dict[str, Any]], check: str, values: Any, where
         if sort and _sort_of(value) != sort:
             raise ConfigurationError(
                 f"Expected {sort} as parameter '{name}' of check '{check}'{where}; got {value!r}.",
+                check=check,
+                parameter=name,
+            )
+        if name == "share" and not 0.0 <= value <= 1.0:
+            raise ConfigurationError(
+                f"Expected a share from 0 to 1 as parameter '{name}' of check '{check}'{where}; "
+                f"got {value!r}.",
                 check=check,
                 parameter=name,
             )
