@@ -31,7 +31,7 @@ from worker.confinement import die_with_parent
 from worker.contract.layout import Layout
 from worker.contract.queues import QUEUES, SCHEDULER
 from worker.contract.settings import InstallationSettings
-from worker.contract.store import Stores, open_stores
+from worker.contract.store import open_stores
 from worker.sandbox import scratch_prefix, sweep_scratch
 
 __all__ = [
@@ -247,13 +247,29 @@ class LocalStack:
         end = time.monotonic() + seconds
         # One client: each would load all certificates, taking processor time from parts that start.
         with httpx.Client(base_url=self.url, timeout=2) as http:
-            while time.monotonic() < end and not self.stopping.wait(0.1):
+            while True:
                 self.supervisor.tend()
-                if _lives(http) and _workers_ready(self.stores):
+                missing = self._not_ready(http)
+                if not missing:
                     return True
+                if time.monotonic() >= end or self.stopping.wait(0.1):
+                    break
         if not self.stopping.is_set():
-            self.log.write("appa", f"not ready after {seconds:.0f} s; see the lines above")
+            self.log.write(
+                "appa",
+                f"not ready after {seconds:.0f} s: {', '.join(missing)}; see the lines above",
+            )
         return False
+
+    def _not_ready(self, http: httpx.Client) -> list[str]:
+        """Return what does not answer yet: the gateway, or else queues without a ready worker."""
+        if not _lives(http):
+            return ["the gateway does not answer"]
+        try:
+            without = [q for q in (*QUEUES, SCHEDULER) if not self.stores.workers.ready(q)]
+        except (RedisError, OSError):
+            return ["the broker does not answer"]
+        return [f"no ready worker of '{queue}'" for queue in without]
 
 
 def _broker_socket(layout: Layout) -> tuple[Path, Path | None]:
@@ -329,13 +345,6 @@ def _lives(gateway: httpx.Client) -> bool:
     try:
         return gateway.get("/health/live").is_success
     except httpx.TransportError:
-        return False
-
-
-def _workers_ready(stores: Stores) -> bool:
-    try:
-        return all(stores.workers.ready(queue) for queue in (*QUEUES, SCHEDULER))
-    except (RedisError, OSError):
         return False
 
 

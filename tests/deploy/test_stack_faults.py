@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deploy.local import free_port
+from deploy.local import LocalStack, StackOptions, free_port
 from tests.deploy.up import answers, ended, submit, upload
 from tests.faults.full_disk import can_mount, fill
 from tests.worker.processes import wait_for
@@ -85,3 +85,12 @@ def test_one_data_folder_has_one_stack_and_other_servers_may_be_used(up, own_bro
     time.sleep(0.1)
     assert answers(f"{url}/health/live")
     stores.redis.close()
+
+
+def test_what_is_not_ready_is_named(tmp_path):
+    options = StackOptions(data=tmp_path / "data", port=0, quiet=True)
+    stack = LocalStack(options)  # not entered, so no part is started
+    assert not stack.wait_ready(1)
+    stack.log.close()
+    log = (tmp_path / "data" / "logs" / "appa.log").read_text()
+    assert "not ready after 1 s: the gateway does not answer" in log
