@@ -1,7 +1,7 @@
 // The map: what is shown is in the address, so that every state is a link.
 
 import { apiUrl, byId, element, getJson, keyForm } from "./api.js";
-import { unitsOf } from "./axis.js";
+import { ticks, unitsOf } from "./axis.js";
 import { showCalls } from "./calls.js";
 import { Chart } from "./chart.js";
 import { clock, differenceQuery, follow, followOther, label, middle, others, showThreshold, titleOf, toSi } from "./comparison.js";
@@ -102,7 +102,10 @@ async function load(query) {
 async function show() {
   const mine = ++turn;
   const result = choose();
-  if (!result) return say("No analysis yet: post observations and run a job or a cycle.");
+  if (!result) { // above the map, which is taller than many windows
+    byId("title").textContent = "No analysis yet: send observations and submit a job, or run cycles.";
+    return say("");
+  }
   try {
     if (catalogue?.result !== result.id) {
       catalogue = await getJson(apiUrl("v1/fields/catalogue", { result: result.id }));
@@ -179,13 +182,14 @@ function bar(canvas, field) {
   c.fillStyle = getComputedStyle(canvas).color;
   c.font = "12px system-ui, sans-serif";
   const [low, high] = field.info.range.map((value) => field.shown(value));
-  const ticks = [0, 1, 2, 3, 4].map((i) => low + i / 4 * (high - low));
-  const least = Math.max(0, 1 - Math.floor(Math.log10(Math.abs(high - low) || 1)));
-  const exact = ticks.every((tick) => Math.abs(tick - Number(tick.toFixed(least))) < 1e-3 * Math.abs(high - low));
-  ticks.forEach((tick, i) => {
-    c.textAlign = ["left", "center", "center", "center", "right"][i];
-    c.fillText(`${tick.toFixed(exact ? least : least + 1)}${i === 4 ? ` ${unitsOf(field.info.display.units)}` : ""}`, i / 4 * width, 28);
-  });
+  const marks = high > low ? ticks(low, high) : [low];
+  c.textAlign = "center";
+  for (const value of marks) {
+    const text = value === marks.at(-1) ? `${value} ${unitsOf(field.info.display.units)}` : `${value}`;
+    const x = (value - low) / (high - low || 1) * width, half = c.measureText(text).width / 2;
+    c.fillRect(Math.min(x, width - 1), 11, 1, 6);
+    c.fillText(text, Math.min(width - half, Math.max(half, x)), 28);
+  }
 }
 
 const degrees = (value, names) => `${Math.abs(value).toFixed(2)}°${names[value < 0 ? 1 : 0]}`;
