@@ -149,7 +149,11 @@ def find_holding(
                 time = max((e.last_time for e in analyses.entries(wanted)), default=None)
     collection = find_collection(analyses, name, time, time)
     if not collection.holdings:
-        asked = "none at all" if time is None else f"'{time:%Y-%m-%dT%H:%M:%SZ}'"
+        if time is None:
+            raise NotFound(
+                f"Expected a result in '{name}'; none is published yet.", field=parameter
+            )
+        asked = f"'{time:%Y-%m-%dT%H:%M:%SZ}'"
         raise NotFound(
             f"Expected a time of '{name}' in '{parameter}'; got {asked}.", field=parameter
         )
