@@ -49,7 +49,7 @@ MODULES: dict[str, tuple[str, ...]] = {
 """What our processes import before they begin to work, by name as in `deploy.local.PROCESSES`."""
 
 _MESSAGE = 131_072  # maximum size of a request in bytes; most of it is the environment
-_LOADING = 240.0  # seconds to import modules, on a busy machine: parts that start alone do more work
+_LOADING = 240.0  # seconds to import modules: on a busy machine parts that start alone take longer
 _PATIENCE = 60.0  # seconds to end
 
 
