@@ -47,6 +47,7 @@ __all__ = [
     "run_limited",
     "scratch_prefix",
     "sweep_scratch",
+    "unicode_json",
     "warm_up",
 ]
 
@@ -227,7 +228,7 @@ def warm_up() -> None:
 def _result(folder: Path, end: Ended, limits: Limits) -> Any:
     answer = folder / "result.json"
     if not end.late and answer.exists():
-        found = json.loads(answer.read_text())
+        found = unicode_json(answer.read_text())
         if error := found.get("error"):
             kind = DecodeError if error["context"].get("reason") else AppaError
             raise kind(error["message"], **error["context"])
@@ -238,6 +239,16 @@ def _result(folder: Path, end: Ended, limits: Limits) -> Any:
         return (table, found["value"]) if found["pair"] else table
     log = _tail(folder / "log")
     raise _interruption(end, log, limits) or _failure(end, log, limits)
+
+
+def unicode_json(text: str | bytes) -> Any:
+    """Return the JSON value that a child wrote, with ? for halves of surrogate pairs.
+
+    Texts of untrusted files may hold them. They cannot be encoded, so that one in a record would
+    make every answer with that record fail.
+    """
+    value = json.dumps(json.loads(text), ensure_ascii=False)
+    return json.loads(value.encode(errors="replace"))
 
 
 def _tail(log: Path) -> str:

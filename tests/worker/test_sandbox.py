@@ -53,6 +53,14 @@ def only_a_table():
     return pa.table({"x": [1.5]})
 
 
+def half_of_a_pair():
+    return {"name\ud800": ["\ud83d\ude00", "\udcff"]}
+
+
+def refuse_half_of_a_pair():
+    raise DecodeError("Expected Point; got \ud800.", reason="invalid_table")
+
+
 def hold_memory():
     return len(bytearray(20_000_000_000))
 
@@ -201,6 +209,14 @@ def test_values_and_tables_come_back():
     table, report = run_limited(table_and_report, 4)
     assert table["x"].to_pylist() == [0, 1, 2, 3] and report == {"rows": 4}
     assert run_limited(only_a_table)["x"].to_pylist() == [1.5]
+
+
+def test_what_comes_back_can_be_written():
+    # A pair of surrogates is one character, as JSON has it; a half is none.
+    assert run_limited(half_of_a_pair) == {"name?": ["\U0001f600", "?"]}
+    with pytest.raises(DecodeError) as caught:
+        run_limited(refuse_half_of_a_pair)
+    assert caught.value.message == "Expected Point; got ?."
 
 
 def test_memory():

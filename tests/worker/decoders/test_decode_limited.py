@@ -12,7 +12,12 @@ from bufr_messages import CONTEXT, decode, sonde, synop, values
 
 from worker.observations.decoders import decode as decode_module
 from worker.observations.decoders.base import FileBudget
-from worker.observations.decoders.decode import decode_limited, decode_many_limited
+from worker.observations.decoders.decode import (
+    FileToDecode,
+    decode_in_one_child,
+    decode_limited,
+    decode_many_limited,
+)
 from worker.sandbox import Interrupted, Limits, run_limited
 
 
@@ -215,3 +220,12 @@ def test_messages_beyond_the_values_of_a_file_are_set_aside_and_the_budget_is_to
     assert 0 < report.rejected["too_large"] < 10
     assert report.decoded + report.rejected["too_large"] == 10
     assert "at most 600 values in a file of" in report.quarantined[0].detail
+
+
+def test_reports_of_any_text_can_be_written(tmp_path):
+    path = tmp_path / "half.geojson"  # JSON may escape half of a surrogate pair
+    path.write_text('{"type": "Feature", "geometry": {"type": "\\ud800"}, "properties": {}}')
+    (found,) = decode_in_one_child([FileToDecode(path, "geojson", CONTEXT)])
+    assert found.report.quarantined[0].detail.endswith("expected a Point; got ?).")
+    alone = decode_limited(path, "geojson", CONTEXT)
+    assert alone.report.model_dump_json() == found.report.model_dump_json()

@@ -36,6 +36,7 @@ from worker.sandbox import (
     per_file_limits,
     run_limited,
     scratch_prefix,
+    unicode_json,
 )
 
 __all__ = [
@@ -340,7 +341,7 @@ def _complete_results(results: Path) -> Iterator[Decoded]:
         at += _FRAME.size
         if at + report + rows > len(data):
             return
-        about = DecodeReport.model_validate(json.loads(data[at : at + report]))
+        about = DecodeReport.model_validate(unicode_json(data[at : at + report]))
         content = pa.py_buffer(data).slice(at + report, rows)
         yield Decoded(pa.ipc.open_stream(content).read_all(), about)
         at += report + rows
