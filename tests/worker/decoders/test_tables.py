@@ -314,3 +314,69 @@ def test_geojson_that_is_none(tmp_path, text):
         from worker.observations.decoders.geojson import decode_geojson
 
         decode_geojson(path, CONTEXT)
+
+
+def parquet(tmp_path, **columns):
+    given = {
+        "time": [datetime(2025, 1, 1, 12)], "lat": [52.0], "lon": [13.0], "variable": ["t2m"],
+        "obs_value": [275.0],
+    }  # fmt: skip
+    table = pa.table({**given, **columns})
+    pq.write_table(table, tmp_path / "table.parquet")
+    return table
+
+
+def refusal(path, **options):
+    decoded = decode_file(path, context=DecodeContext(options=options))
+    assert decoded.table.num_rows == 0
+    return faults(decoded)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "table.parquet"
+    table = parquet(tmp_path)
+    pq.write_table(table.append_column("lat", table["lon"]), path)
+    ((reason, detail),) = refusal(path)
+    assert reason == "invalid_table"
+    assert detail == "Expected each column once in the schema; got lat more than once."
+
+
+@pytest.mark.parametrize("columns", [{"other": "obs_value"}, {"lat": "obs_value"}])
+def test_two_columns_that_the_sender_calls_the_same_are_refused(tmp_path, columns):
+    parquet(tmp_path, other=[290.0])
+    ((reason, detail),) = refusal(tmp_path / "table.parquet", columns=columns)
+    assert reason == "invalid_table" and "obs_value more than once" in detail
+
+
+def test_a_renamed_column_that_is_not_there_is_noted(tmp_path):
+    context = DecodeContext(options={"columns": {"sigma": "obs_error"}})
+    decoded = csv(tmp_path, f"{HEADER}\n2024-01-01T12:00Z,50,1,msl,101325\n", context)
+    assert decoded.report.notes == {"no_column_sigma": 1}
+
+
+def test_columns_without_end_are_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(f"{HEADER}{',' * 90_000}\n2024-01-01T12:00Z,1,1,msl,101325{',' * 90_000}\n")
+    assert refusal(path) == [("invalid_table", "Expected at most 1000 columns; got 90005.")]
+    wide = tmp_path / "wide.parquet"
+    pq.write_table(pa.table({f"c{n}": [1] for n in range(1_001)}), wide)
+    assert refusal(wide) == [("invalid_table", "Expected at most 1000 columns; got 1001.")]
+
+
+def test_variables_of_a_wrong_type_in_a_frame_of_earth2studio(tmp_path):
+    table = parquet(tmp_path, variable=pa.array([["t2m"]])).rename_columns(
+        {"obs_value": "observation"}
+    )
+    pq.write_table(table, tmp_path / "table.parquet")
+    detail = "Expected text in column 'variable'; got list<element: string>."
+    assert refusal(tmp_path / "table.parquet") == [("invalid_table", detail)]
+
+
+def test_a_name_that_geojson_repeats(tmp_path):
+    path = tmp_path / "points.geojson"
+    path.write_text(
+        '{"type": "Feature", "geometry": {"type": "Point", "coordinates": [13, 52]}, "properties": '
+        '{"time": "2025-01-01T12:00Z", "values": {"t2m": 275.0, "t2m": 276.0}}}'
+    )
+    detail = "Expected GeoJSON; the name 't2m' is repeated in an object."
+    assert refusal(path) == [("undecodable", detail)]

@@ -5,7 +5,8 @@ row (Parquet), all counted from 1. With a faulty header the file is refused.
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,15 @@ from worker.observations.decoders.coordinates import degrees_factor, has_place, 
 from worker.observations.decoders.options import TableOptions
 from worker.observations.units import conversion
 
-__all__ = ["ACCEPTED", "RowFaults", "decode_frame", "number_column"]
+__all__ = [
+    "ACCEPTED",
+    "MAX_COLUMNS",
+    "RowFaults",
+    "decode_frame",
+    "number_column",
+    "require_distinct",
+    "text_column",
+]
 
 
 class RowFaults:
@@ -91,6 +100,8 @@ _NUMBERS = (
     "update_sequence",
 )
 ACCEPTED = (*OBSERVATION_SCHEMA.names, "units")
+MAX_COLUMNS = 1_000
+"""Many more than any table has; the time that libraries need grows faster than the number."""
 
 
 def decode_frame(
@@ -120,7 +131,7 @@ def decode_frame(
             plausible only in other units than degrees and Pa.
     """
     options = options or TableOptions.of(context.options)
-    columns = {options.columns.get(name, name): column for name, column in columns.items()}
+    columns = _renamed(columns, options.columns, report)
     _check_header(columns, report)
     length = len(columns["time"])
     report.messages += 1
@@ -154,13 +165,47 @@ def _values(columns: Mapping[str, pa.ChunkedArray | pa.Array], faults: RowFaults
             _check_range(values[name], name, faults)
     for name in _TEXTS:
         if name in columns:
-            values[name] = _text(columns[name], name)
+            values[name] = text_column(columns[name], name)
     if "station_id" in values:
         values["station_id"] = _whole(values["station_id"])
     for name in ("lat", "lon"):
         there = has_place(values[name])
         faults.add(~there, name, "no_position", values[name])
     return values
+
+
+def _renamed(
+    columns: Mapping[str, pa.ChunkedArray | pa.Array], ours: Mapping[str, str], report: DecodeReport
+) -> dict[str, pa.ChunkedArray | pa.Array]:
+    """Return the columns under our names, by the sender's option; note names that no column has.
+
+    Raises:
+        DecodeError: If two columns get the same name; one of them would be lost.
+    """
+    names = [ours.get(name, name) for name in columns]
+    require_distinct(names, "by the option 'columns'")
+    for name in ours:
+        if name not in columns:
+            report.notes[f"no_column_{name[:100]}"] += 1
+    return dict(zip(names, columns.values(), strict=True))
+
+
+def require_distinct(names: Sequence[str], where: str) -> None:
+    """Refuse a table with two columns of the same name, or with more columns than a table has.
+
+    Raises:
+        DecodeError: Naming the columns.
+    """
+    if len(names) > MAX_COLUMNS:
+        raise DecodeError(
+            f"Expected at most {MAX_COLUMNS} columns; got {len(names)}.", reason="invalid_table"
+        )
+    repeated = [name for name, count in Counter(names).items() if name and count > 1]
+    if repeated:
+        raise DecodeError(
+            f"Expected each column once {where}; got {', '.join(repeated)} more than once.",
+            reason="invalid_table",
+        )
 
 
 def _check_header(columns: Mapping[str, Any], report: DecodeReport) -> None:
@@ -201,7 +246,7 @@ def _lost_zeros(column: pa.ChunkedArray | pa.Array, texts: np.ndarray) -> bool:
     return not pc.any(zeros, min_count=0).as_py()
 
 
-def _text(column: pa.ChunkedArray | pa.Array, name: str) -> np.ndarray:
+def text_column(column: pa.ChunkedArray | pa.Array, name: str) -> np.ndarray:
     """Return a column as strings, None where empty."""
     array = _plain(column)
     try:
@@ -229,7 +274,7 @@ def number_column(
         if required:
             faults.add(np.isnan(values), name, reason)
         return values
-    text = _text(array, name)
+    text = text_column(array, name)
     series = pd.to_numeric(pd.Series(text, dtype=object), errors="coerce")
     values = np.array(series.to_numpy(np.float64))
     words = np.array([t is not None and str(t).lower() not in ("nan", "na") for t in text], bool)
@@ -287,7 +332,7 @@ def _times(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
         parsed = nanoseconds(naive)
         text = None
     elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        text = _text(array, "time")
+        text = text_column(array, "time")
         parsed = parse_times(text)
     else:
         raise DecodeError(
@@ -300,7 +345,7 @@ def _times(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
 
 
 def _variable(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
-    text = _text(column, "variable")
+    text = text_column(column, "variable")
     short_names = {v.short: v.id for v in VARIABLES.values()}
     lookup = {name: short_names.get(name, name) for name in set(text) - {None}}
     found = np.array([lookup.get(t, "") for t in text], dtype=object)

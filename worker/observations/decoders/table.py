@@ -5,7 +5,6 @@ UTC without a zone; variables follow earth2studio's lexicon.
 """
 
 import csv
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,13 @@ from worker.observations.decoders.base import (
     check_rows,
 )
 from worker.observations.decoders.coordinates import pressures_by_height
-from worker.observations.decoders.frame import RowFaults, decode_frame, number_column
+from worker.observations.decoders.frame import (
+    RowFaults,
+    decode_frame,
+    number_column,
+    require_distinct,
+    text_column,
+)
 from worker.observations.decoders.options import TableOptions
 from worker.observations.lexicons import EARTH2STUDIO, split_name
 
@@ -56,7 +61,7 @@ def decode_earth2studio(
     options = TableOptions.of(context.options)
     own = {"time": columns["time"], "lat": columns["lat"], "lon": columns["lon"]}
     own["obs_value"] = columns["observation"]
-    names = [str(n) for n in columns["variable"].cast(pa.string()).to_pylist()]
+    names = [str(n) for n in text_column(columns["variable"], "variable")]
     split = {name: split_name(name) for name in set(names)}
     own["variable"] = pa.array([split[n][0] for n in names], pa.string())
     level = np.array([split[n][1] for n in names], dtype=np.float64)
@@ -105,6 +110,7 @@ def decode_parquet(path: Path, context: DecodeContext) -> Decoded:
     report = DecodeReport(format="parquet", size=path.stat().st_size)
     try:
         with pq.ParquetFile(path) as file:
+            require_distinct(file.schema_arrow.names, "in the schema")
             check_rows(file.metadata.num_rows, context)
             context.budget(report.size).take(_values(file.metadata))
             table = file.read()
@@ -224,12 +230,7 @@ def _header(content: bytes) -> list[str]:
                 f"Expected commas between columns and decimal points; got {called}.",
                 reason="invalid_table",
             )
-    repeated = [name for name, count in Counter(names).items() if name and count > 1]
-    if repeated:
-        raise DecodeError(
-            f"Expected each column once in the header; got {', '.join(repeated)} more than once.",
-            reason="invalid_table",
-        )
+    require_distinct(names, "in the header")
     return [name or f"{_UNNAMED}{place}" for place, name in enumerate(names, 1)]
 
 
