@@ -244,6 +244,11 @@ def _geometry(text: str, kinds: Sequence[str]) -> shapely.Geometry:
             f"{found.bounds}.",
             field="coords",
         )
+    z, m = bool(found.has_z), bool(shapely.has_m(found))
+    if not np.isfinite(shapely.get_coordinates(found, include_z=z, include_m=m)).all():
+        raise InvalidInput(  # the bounds leave NaN out
+            f"Expected finite numbers in 'coords'; got '{text[:80]}'.", field="coords"
+        )
     return found
 
 

@@ -29,7 +29,7 @@ from service.data.drawing import (
     values_at,
 )
 from service.maps.collections import ResultCollection, describe_collections
-from service.maps.requests import Canvas, parse_statistic
+from service.maps.requests import Canvas, is_map_box, parse_statistic
 
 __all__ = ["WebMaps"]
 
@@ -259,7 +259,7 @@ def _canvas(query: Mapping[str, str]) -> Canvas:
         )
     try:
         left, bottom, right, top = (float(part) for part in query.get("bbox", "").split(","))
-        if not (np.isfinite([left, bottom, right, top]).all() and left < right and bottom < top):
+        if not is_map_box(left, bottom, right, top):
             raise ValueError
     except ValueError:
         raise InvalidInput(

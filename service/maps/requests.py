@@ -12,7 +12,7 @@ from typing import Literal
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["Canvas", "FieldRequest", "MapView", "Statistic", "parse_statistic"]
+__all__ = ["Canvas", "FieldRequest", "MapView", "Statistic", "is_map_box", "parse_statistic"]
 
 StatisticKind = Literal["mean", "spread", "member", "increment", "difference", "probability"]
 
@@ -101,6 +101,16 @@ class MapView:
     box: tuple[float, float, float, float] | None = None
     centre: float = 0.0
     edge: float = 30.0
+
+
+FARTHEST = 1.0e8
+"""Largest coordinate of a map in metres or degrees: five times that of any reference system."""
+
+
+def is_map_box(left: float, bottom: float, right: float, top: float) -> bool:
+    """Return whether these are the edges of a part of the world, in metres or degrees; NaN is not."""
+    inside = all(abs(edge) <= FARTHEST for edge in (left, bottom, right, top))
+    return inside and left < right and bottom < top
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from service.auth import GatewayDep, Reader
 from service.gateway import Gateway
 from service.maps import tiles
 from service.maps.collections import find_collection
-from service.maps.requests import Canvas, parse_statistic
+from service.maps.requests import Canvas, is_map_box, parse_statistic
 from service.openapi import problem_responses
 from service.query_parameters import parse_numbers
 from service.routes.ogc import FOR_EVER, CollectionId, JsonForm, base_url
@@ -276,10 +276,8 @@ def _box(text: str | None, system: str) -> tuple[float, float, float, float]:
     values = parse_numbers("bbox", text) or []
     if system == "EPSG:4326" and len(values) == 4:  # its axes are latitude and longitude
         values = [values[i] for i in (1, 0, 3, 2)]
-    if len(values) != 4 or not all(abs(v) <= 1e8 for v in values):
-        values = [0.0] * 4
-    left, bottom, right, top = values
-    if not (left < right and bottom < top):
+    left, bottom, right, top = values if len(values) == 4 else [0.0] * 4
+    if not is_map_box(left, bottom, right, top):
         raise InvalidInput(
             f"Expected left, bottom, right, top in units of {system}; got '{str(text)[:80]}'.",
             field="bbox",

@@ -214,6 +214,7 @@ def test_value_under_a_pixel_and_legend(gateway, field) -> None:
         ({"layers": "wm-an/t,wm-an/u"}, "LayerNotDefined", "one layer"),
         ({"crs": "EPSG:9"}, "InvalidCRS", "EPSG:3857"),
         ({"bbox": "1,1,0,0"}, "invalid_input", "bbox"),
+        ({"bbox": "-1e308,-1e308,1e308,1e308"}, "invalid_input", "bbox"),  # their difference is inf
         ({"width": "99999"}, "invalid_input", "4096"),
         ({"styles": "x"}, "StyleNotDefined", "spread"),
         ({"time": "2020-01-01T00:00:00Z"}, "InvalidDimensionValue", "time"),
