@@ -12,6 +12,7 @@ could make the service send requests into its own network (server-side request f
 import base64
 import binascii
 import ipaddress
+import re
 import secrets
 import socket
 from datetime import UTC, datetime
@@ -211,6 +212,21 @@ def public_addresses(
     return addresses
 
 
+_NAME = re.compile(rb"[A-Za-z0-9_.-]{1,253}")
+
+
+def _is_host(host: str) -> bool:
+    """Return whether this is an address, or a name that some machine may know."""
+    try:
+        return not getattr(ipaddress.ip_address(host), "scope_id", None)  # of one machine alone
+    except ValueError:
+        pass
+    try:
+        return _NAME.fullmatch(host.encode("idna")) is not None  # labels of 1 to 63 characters
+    except UnicodeError:
+        return False
+
+
 def check_url(url: str, *, allow_private: bool = False) -> None:
     """Check that a webhook may have this URL; a name that cannot be resolved now is allowed.
 
@@ -225,6 +241,10 @@ def check_url(url: str, *, allow_private: bool = False) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise AddressRefused(
             f"Expected an http or https URL with a host; got '{url}'.", field="url"
+        )
+    if not _is_host(parts.hostname) or parts.port == 0:
+        raise AddressRefused(
+            f"Expected a host and a port that can exist; got '{url}'.", field="url"
         )
     if parts.username is not None or parts.password is not None or parts.fragment:
         raise AddressRefused(

@@ -98,6 +98,14 @@ def test_public_addresses(address, public):
         "http://2130706433/",
         "http://[::1]/",
         "http://localhost/",
+        "http://exa mple.org/",
+        "http://example..org/",
+        "http://.org/",
+        f"http://{'a' * 64}.org/",
+        f"http://{'a.' * 127}org/",
+        "http://8.8.8.8%00.example.org/",
+        "http://[fe80::1%25eth0]/",
+        "http://example.org:0/",
     ],
 )
 def test_urls_that_no_webhook_may_have(url):
@@ -108,4 +116,5 @@ def test_urls_that_no_webhook_may_have(url):
 def test_urls_that_a_webhook_may_have():
     check_url("https://8.8.8.8/hook?token=1")
     check_url("https://no-such-host.invalid/hook")  # may be known to the machine that sends
+    check_url("https://b\u00fccher.no-such-host.invalid./hook")
     check_url("http://127.0.0.1:9/hook", allow_private=True)
