@@ -105,7 +105,7 @@ async def follow_job(
     Arguments:
         gateway: This process.
         job_id: The job.
-        last_event_id: Value of Last-Event-ID; ignored if malformed.
+        last_event_id: Value of Last-Event-ID; ignored if malformed, or later than all events.
         caller: Who listens.
 
     Raises:
@@ -118,6 +118,8 @@ async def follow_job(
     job = await to_thread.run_sync(find_job, gateway, caller, job_id)
     if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
         return Response(status_code=204)  # EventSource does not reconnect
+    if seen is not None and StreamId.parse(seen) > StreamId.parse(newest):
+        seen = None  # of a stream that was lost: no event of this job would come after it
     events = _job_events(gateway, job, seen, newest, caller)
     return stream(gateway, events, f"/v1/jobs/{job_id}")
 
@@ -206,11 +208,8 @@ async def follow_installation(
     Raises:
         Unavailable: If this process has as many listeners as it may.
     """
-    log = gateway.stores.events
-    after = parse_event_id(last_event_id)
-    if after is None:
-        after = await to_thread.run_sync(log.newest)
-    complete = await to_thread.run_sync(log.reaches_back_to, after)
+    seen = parse_event_id(last_event_id)
+    after, complete = await to_thread.run_sync(gateway.stores.events.resume, seen)
     return stream(gateway, _installation_events(gateway, after, types, complete), "/v1/analyses")
 
 

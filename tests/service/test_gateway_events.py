@@ -91,7 +91,9 @@ def test_lost_connection_loses_no_event(http, stores, job_id) -> None:
     assert [e["event"] for e in resumed] == ["state", "done"]
 
 
-@pytest.mark.parametrize("nonsense", ["x", "1", "99999999999999999999999-0", "5-", "-"])
+@pytest.mark.parametrize(
+    "nonsense", ["x", "1", "99999999999999999999999-0", "9999999999999-0", "5-", "-"]
+)
 def test_nonsense_as_last_event_counts_as_none(http, stores, job_id, nonsense) -> None:
     assert next(follow(http, job_id, after=nonsense))["event"] == "snapshot"
 

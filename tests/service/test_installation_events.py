@@ -90,6 +90,19 @@ def test_a_client_that_was_away_too_long_is_told(system) -> None:
     assert [e["event"] for e in events] == ["gap", "analysis.published", "analysis.published"]
 
 
+def test_a_client_of_a_lost_stream_is_told_and_goes_on(system) -> None:
+    http, stores = system
+    publish(stores, "one")
+    place = stores.events.after("0-0")[0][0]
+    ahead = f"{int(place.partition('-')[0]) + 3_600_000}-0"  # the former clock was an hour ahead
+    headers = {"Last-Event-ID": ahead}
+    with http.stream("GET", "/v1/events", headers=headers) as answer:
+        events = parse(answer.iter_lines())
+        assert next(events)["event"] == "gap"
+        publish(stores, "two")
+        assert next(events)["data"]["data"]["analysis_id"] == "two"
+
+
 def test_the_newest_events_are_listed_newest_first(system) -> None:
     http, stores = system
     assert http.get("/v1/events/newest").json() == {"items": []}

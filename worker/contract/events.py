@@ -133,6 +133,22 @@ class EventLog:
         last: Any = self.redis.xrevrange(self.stream, count=1)
         return str(last[0][0]) if last else STREAM_START
 
+    def resume(self, stream_id: str | None) -> tuple[str, bool]:
+        """Return where a listener goes on that has seen `stream_id`, and whether it missed no event.
+
+        An id later than all events is of a stream that was lost with Redis and rebuilt, by a clock
+        that is behind the former one: no event would come after it for as long.
+
+        Arguments:
+            stream_id: Last event seen; None for a new listener.
+        """
+        newest = self.newest()
+        if stream_id is None:
+            return newest, True
+        if StreamId.parse(stream_id) > StreamId.parse(newest):
+            return newest, False
+        return stream_id, self.reaches_back_to(stream_id)
+
     def reaches_back_to(self, stream_id: str) -> bool:
         """Return whether all events after `stream_id` are still in the stream."""
         if not self.redis.exists(self.stream):
