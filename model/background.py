@@ -16,6 +16,9 @@ analyses drifts away from the truth.
 P describes how errors grow on average; on a given day their growth depends on the flow. `Propagation`
 therefore carries errors of the analysed states into the new hours by the tangent-linear forecast, which
 makes the analysis a 4D-Var whose forecast model is the network.
+
+The analysis is linear in its innovations, and `innovation_weights` says by its adjoint what each of
+them did to model equivalents elsewhere.
 """
 
 from collections.abc import Callable
@@ -26,8 +29,9 @@ from torch import Tensor
 
 from model.forecast import expected_states, forecast_mean
 from model.gaussian_prior import ZonalGaussianPrior
-from model.guidance.base import Denoise
-from model.guidance.solvers import Tangent
+from model.guidance.base import Denoise, Observed
+from model.guidance.prior_covariance import GaussianPrior, PriorStartSettings, whitened
+from model.guidance.solvers import Tangent, variational_increment
 from model.latent_model import LatentModel
 from model.unequal_noise import forecast_profile
 
@@ -36,6 +40,7 @@ __all__ = [
     "BackgroundPrior",
     "Propagation",
     "around_forecast",
+    "innovation_weights",
     "propagate_errors",
     "shifted_forecast",
 ]
@@ -177,3 +182,48 @@ def shifted_forecast(denoise: Denoise, analysed: Tensor, date: Tensor, sigma: fl
         With shape (K, c, h, w).
     """
     return torch.cat([analysed, forecast_mean(denoise, analysed[None], date, sigma)[0]])
+
+
+@torch.no_grad()
+def innovation_weights(
+    prior: GaussianPrior,
+    used: Observed,
+    verified: Observed,
+    analysed: Tensor,
+    sensitivity: Tensor,
+    settings: PriorStartSettings,
+) -> Tensor:
+    r"""Return what one unit of each innovation does to a weighted sum of model equivalents.
+
+    With J and :math:`J_v` the model equivalents of the observations in use and of the verified ones,
+    each in units of their errors, and d the innovations, the posterior mean is
+    :math:`x_a = x_b + K d` with :math:`K = P J^\top (J P J^\top + I)^{-1}`, so that
+
+    .. math:: s^\top J_v (x_a - x_b) = \sum_i v_i d_i, \qquad
+              v = K^\top J_v^\top s = (J P J^\top + I)^{-1} J P J_v^\top s
+
+    This is the adjoint of the analysis (R. H. Langland and N. L. Baker, "Estimation of observation
+    impact using the NRL atmospheric variational data assimilation adjoint system", Tellus A 56, 2004).
+
+    Arguments:
+        prior: Provides P; errors grow as on average where they are propagated with the flow.
+        used: The observations in use, of one blanket.
+        verified: The observations at which the analysis is verified, of the same blanket.
+        analysed: The posterior mean, with shape (1, K, c, h, w), at which both are linearised.
+        sensitivity: s, with shape (1, N_v).
+        settings: How the system is solved: as that of a member's deviation.
+
+    Returns:
+        v, with shape (1, N).
+    """
+    seen, there = whitened(used, analysed), whitened(verified, analysed)
+    reached = seen.jvp(prior.filter(there.vjp(sensitivity), lambda variance: variance))
+    explained, _ = variational_increment(
+        prior.filter,
+        seen.jvp,
+        seen.vjp,
+        reached,
+        iterations=settings.member_iterations,
+        tolerance=settings.member_tolerance,
+    )
+    return reached - seen.jvp(explained)

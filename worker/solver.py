@@ -8,9 +8,11 @@ the solver, or drawn by it if there is none.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.assimilate import Trajectory, assimilate
@@ -20,10 +22,12 @@ from model.assimilation_settings import (
     guidance_settings,
     recommended_settings,
 )
-from model.background import BackgroundPrior, around_forecast
+from model.background import BackgroundPrior, around_forecast, innovation_weights
 from model.domain.errors import ConfigurationError
 from model.domain.windows import HOUR, WindowPlan
 from model.execution import OnStep
+from model.guidance.base import BlanketRows, Observed
+from model.guidance.observed import DecodedObservations
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 from model.operators.observation_set import ObservationSet
@@ -235,6 +239,43 @@ class Solver:
             () if split is None else split.parts,
             1 if split is None else split.ranks,
         )
+
+    def innovation_weights(
+        self,
+        prior: BackgroundPrior,
+        analysed: Tensor,
+        observations: ObservationSet,
+        verified: ObservationSet,
+        sensitivity: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Return what innovations did to a weighted sum of verified equivalents, with shape (N,).
+
+        Both innovations and equivalents are in units of the errors; see
+        `model.background.innovation_weights`.
+
+        Arguments:
+            prior: Prior of the window, one blanket.
+            analysed: The posterior mean, with shape (K, c, h, w).
+            observations: The N observations in use.
+            verified: Observations of the same states that were not used.
+            sensitivity: The weight of each of them.
+        """
+        model, row = self.model, BlanketRows(*torch.zeros(2, 1, dtype=torch.long))
+        x = analysed[None].to(model.dtype).to(model.device)
+
+        def seen(part: ObservationSet) -> Observed:
+            there = part.to(model.dtype, model.device)
+            return cast(Observed, DecodedObservations([there], model.decode_tangent).select(row, x))
+
+        weights = innovation_weights(
+            prior,
+            seen(observations),
+            seen(verified),
+            x,
+            torch.from_numpy(sensitivity)[None].to(x),
+            self.settings.prior_solve,
+        )
+        return weights[0].double().cpu().numpy()
 
     def draw(self, plan: WindowPlan, observations: ObservationSet, background: Background) -> Draw:
         """Return a function that draws members of the analysis by their numbers."""

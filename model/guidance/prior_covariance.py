@@ -65,6 +65,7 @@ __all__ = [
     "Transform",
     "build_prior_covariance",
     "gauss_newton",
+    "whitened",
 ]
 
 
@@ -193,7 +194,7 @@ def gauss_newton(
             seen.present, (seen.values - seen.predict(x)) / seen.error_std, 0.0
         )
         before = innovation if before is None else before
-        point = _whitened(tangent, x)
+        point = whitened(tangent, x)
         right = innovation + point.jvp(x - x_hat)
         jvp, vjp = _in_control_space(point, transform)
         guess, iterations = variational_increment(
@@ -242,7 +243,7 @@ def build_prior_covariance(
     )
 
 
-def _whitened(seen: Observed, x: Tensor) -> Tangent:
+def whitened(seen: Observed, x: Tensor) -> Tangent:
     """Linearise the model equivalents at a state, in units of the observation error."""
     return Tangent(lambda z: seen.predict(z) / seen.error_std, x)
 
@@ -386,7 +387,7 @@ class PriorStart:
         part = BlanketRows(rows.blanket[chosen], rows.member[chosen])
         drawn = self.prior.filter(white[chosen], torch.sqrt)
         tangent = cast(Observed, self.tangent.select(part, white))
-        point = _whitened(tangent, analysed[chosen])
+        point = whitened(tangent, analysed[chosen])
         increment, _ = variational_increment(
             self.prior.filter,
             point.jvp,

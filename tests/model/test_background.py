@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from model.assimilate import assimilate, recommended_settings
-from model.background import BackgroundPrior, propagate_errors, shifted_forecast
+from model.background import (
+    BackgroundPrior,
+    innovation_weights,
+    propagate_errors,
+    shifted_forecast,
+)
 from model.domain.errors import InvalidInput
 from model.domain.windows import WindowPlan
 from model.gaussian_prior import ZonalGaussianPrior
@@ -15,7 +20,7 @@ from model.guidance.base import BlanketRows
 from model.guidance.prior_covariance import PriorStart, PriorStartSettings
 from model.unequal_noise import UNKNOWN
 from tests.model.checkpoint_parts import tiny_model
-from tests.model.test_prior_covariance import DATE, SIZE, C, H, K, W, observed
+from tests.model.test_prior_covariance import DATE, SIZE, C, H, K, Linear, W, observed
 
 SIGMA = 0.8
 
@@ -55,6 +60,25 @@ def test_two_analyses_in_turn_are_one_of_all_observations():
     gain = covariance @ h.T @ torch.linalg.inv(h @ covariance @ h.T + noise.diag())
     expected = mean + gain @ (values - h @ mean)
     torch.testing.assert_close(pair.mean(0).flatten().double(), expected, rtol=0, atol=2e-3)
+
+
+def test_weights_of_innovations_are_the_transposed_gain():
+    generator, prior, a, y, conditions = observed(9)
+    there = torch.randn(4, SIZE, generator=generator) / 3
+    sensitivity = torch.randn(1, 4, generator=generator)
+    errors = errors_after(prior, SIGMA)
+    one = BlanketRows(*torch.zeros(2, 1, dtype=torch.long))
+    x = torch.randn(1, K, C, H, W, generator=generator)
+    used = conditions.observations().select(one, x)
+    verified = Linear(there, torch.zeros(4), torch.full((4,), 0.2)).select(one, x)
+    exact = PriorStartSettings(member_iterations=80, member_tolerance=1e-7)
+    found = innovation_weights(errors, used, verified, x, sensitivity, exact)
+
+    p, h, h_v = dense(errors), a.double() / 0.5, there.double() / 0.2
+    gain = p @ h.T @ torch.linalg.inv(h @ p @ h.T + torch.eye(len(y)))
+    torch.testing.assert_close(
+        found[0].double(), gain.T @ h_v.T @ sensitivity[0].double(), rtol=2e-3, atol=2e-3
+    )
 
 
 def test_the_forecast_is_the_regression_on_what_was_analysed():

@@ -50,6 +50,7 @@ from worker.pipeline.results import (
     decode_analysis,
     describe_result,
     make_product,
+    weigh_innovations,
     write_outputs,
 )
 from worker.results.manifest import AnalysisManifest
@@ -217,6 +218,8 @@ def assimilate_window(
     if meter is not None:
         meter.assimilated(outcomes_by_network(checked.feedback), solver.memory_retries)
     decoded = decode_analysis(plan, model, checked.monitored, analysis, folder)
+    with traces.step("weigh innovations"):
+        decoded = weigh_innovations(decoded, checked, background, analysis, solver)
 
     progress.phase(Phase.WRITING)
     product = make_product(

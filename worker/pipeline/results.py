@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.diagnostics.equivalents import Equivalents, model_equivalents
@@ -46,7 +47,8 @@ from worker.results.outputs.product import Product
 from worker.results.outputs.states import StateFile, States
 from worker.results.verification.comparison import challenged, compared
 from worker.results.verification.control import check_cycle
-from worker.results.verification.report import verify_product
+from worker.results.verification.departures import withheld_errors
+from worker.results.verification.report import new_values, verify_product
 from worker.results.verification.series import (
     OUTSIDE_FLAG,
     SERIES_NAME,
@@ -54,7 +56,7 @@ from worker.results.verification.series import (
     series_table,
 )
 from worker.results.verification.states import pressure_tendency
-from worker.solver import Analysis, Background
+from worker.solver import Analysis, Background, Solver
 
 __all__ = [
     "DecodedAnalysis",
@@ -66,6 +68,7 @@ __all__ = [
     "make_product",
     "plain",
     "rows_of_batches",
+    "weigh_innovations",
     "write_outputs",
 ]
 
@@ -150,11 +153,14 @@ class DecodedAnalysis:
         states: States at the written times, with shape (M, T, C, Y, X).
         equivalents: H(x_a) at every row of the feedback that can be monitored.
         tendency: Pressure tendencies of the last hour, mean over members; None for a single time.
+        weights: What each innovation did at the withheld values, with shape (rows of the feedback,);
+            None if the adjoint of the analysis is not known. See `weigh_innovations`.
     """
 
     states: States
     equivalents: Equivalents
     tendency: tuple[float, float] | None
+    weights: NDArray[np.float64] | None = None
 
 
 def make_product(
@@ -209,7 +215,7 @@ def make_product(
     )
     if product.window is None:  # a forecast: nothing to compare it with yet
         return product
-    scored = _verified(product, layout, checked.background, decoded.equivalents, decoded.tendency)
+    scored = _verified(product, layout, checked.background, decoded)
     return challenged(compared(scored, layout), layout)
 
 
@@ -217,8 +223,7 @@ def _verified(
     product: Product,
     layout: Layout,
     background: Equivalents | None,
-    analysis: Equivalents,
-    tendency: tuple[float, float] | None = None,
+    analysis: DecodedAnalysis,
 ) -> Product:
     """Return the product with its scores, its series and a flag if outside control limits.
 
@@ -226,13 +231,14 @@ def _verified(
         product: A job with a window of observations.
         layout: Where the time series and the policy are.
         background: H(x_b) at rows of the feedback.
-        analysis: H(x_a), likewise.
-        tendency: Pressure tendencies of the analysis, if two hours are known.
+        analysis: H(x_a), likewise, with pressure tendencies and weights of innovations.
     """
     began = time.monotonic()
     job = product.job
     entry = SeriesEntry(product.reference_time, job.flavour, job.revision, job.analysis_id)
-    report = verify_product(product, background, analysis, tendency)
+    report = verify_product(
+        product, background, analysis.equivalents, analysis.tendency, analysis.weights
+    )
     scores, flags = report.scores, list(product.flags)
     try:
         control = check_cycle(report.rows, entry, layout)
@@ -323,6 +329,41 @@ def decode_analysis(
     equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx, analysis.antithetic)
     mean = [float(value) for value in np.mean(tendencies, axis=0)] if tendencies else []
     return DecodedAnalysis(states.values, equivalents, (mean[0], mean[1]) if mean else None)
+
+
+def weigh_innovations(
+    decoded: DecodedAnalysis,
+    checked: CheckedWindow,
+    background: Background,
+    analysis: Analysis,
+    solver: Solver,
+) -> DecodedAnalysis:
+    """Return the decoded analysis with the weights of its innovations at the withheld values.
+
+    They are known where a cycle continues an analysis, because the posterior is then a closed form.
+
+    Arguments:
+        decoded: The analysis, decoded.
+        checked: The observations after all checks.
+        background: The first guess.
+        analysis: The result of the solver.
+        solver: Has made it.
+    """
+    if background.prior is None or not len(checked.observations):
+        return decoded
+    new = new_values(checked.feedback, background.info)
+    withheld = withheld_errors(checked.feedback, decoded.equivalents, new)
+    if not len(withheld):
+        return decoded
+    weights = np.zeros(len(checked.feedback))
+    weights[checked.observations.rows] = solver.innovation_weights(
+        background.prior,
+        analysis.latents.mean(0),
+        checked.observations,
+        checked.monitored.select(np.isin(checked.monitored.rows, withheld.rows)),
+        withheld.sensitivity,
+    )
+    return replace(decoded, weights=weights)
 
 
 def _decode_written(latents: Tensor, plan: WindowPlan, model: LatentModel, scratch: Path) -> States:

@@ -1,6 +1,7 @@
 """Jobs that continue the analysis of the hour before: each observation is assimilated once."""
 
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from model.card import BackgroundCard
 from model.checkpoints.bundle import save_checkpoint
 from model.gaussian_prior import ZonalGaussianPrior
+from model.latent_model import LatentModel
 from tests.model.osse.small_world import small_model
 from tests.worker.pipeline.test_mirrored_members import NOON, Place, filtering
 from tests.worker.tables import RECEIVED, make_table
@@ -97,6 +99,34 @@ def test_the_background_spreads_as_its_errors_do(chain):
 def test_an_analysis_that_continues_replays_identically(chain):
     verdict = replay(chain.layout, "an-second", checkpoints=[chain.checkpoint])
     assert verdict.outcome is ReplayOutcome.IDENTICAL, verdict.findings
+
+
+def test_the_impact_of_all_networks_is_what_the_analysis_took_away(tmp_path, monkeypatch):
+    place = InformedPlace(tmp_path)
+    linear = place.models.get(None).model.tangent
+    whole = property(lambda model: partial(model.decode, mask=False))
+    monkeypatch.setattr(LatentModel, "decode_standardised", lambda model, z: linear(z))
+    monkeypatch.setattr(LatentModel, "decode_partly", whole)
+    withheld = {"observations": ObservationSelection(withhold=0.4)}
+    place.run("an-first", filtering(warm_start=True, **withheld))
+    rng = np.random.default_rng(2)
+    networks = {"report_type": np.where(np.arange(120) % 3 > 0, "synop", "ship")}
+    where = {"lat": rng.uniform(-80, 80, 120), "lon": rng.uniform(-180, 180, 120)}
+    warmer = place.mean + 2.0 + rng.standard_normal(120)
+    place.observe("b2", 120, hours=1, later=60, **where, **networks, obs_value=warmer)
+    manifest = place.run("an-second", filtering(hours=1, warm_start=True, **withheld))
+    assert "continued" in manifest.flags
+    table = place.feedback("an-second")
+    rows = table.filter([o == "withheld" for o in table["rejected_by"].to_pylist()]).to_pandas()
+    rows = rows[rows["background_departure"].notna()]
+    assert len(rows) > 20
+    before, after = (
+        (rows[f"{of}_departure"] ** 2 / rows["obs_error"] ** 2).sum()
+        for of in ("background", "analysis")
+    )
+    impact = manifest.scores["impact"]
+    assert set(impact) == {"synop", "ship"}
+    assert sum(impact.values()) == pytest.approx(1 - after / before, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def feedback_of(linear, **columns):
     _, before, after, _, _ = linear
     departures = {"background_departure": before, "analysis_departure": after}
     outcomes = [None, None, None, "withheld", "withheld"]
+    columns = {"obs_value": before, **columns}  # H(x_b) is zero
     place = {"lat": np.full(5, 50.0), "lon": np.full(5, 8.0)} | columns
     return make_feedback(5, outcomes, departures, report_type=NETWORKS, **place)
 

@@ -15,15 +15,16 @@ their assumed errors, the analysis reduces the squared error by
 .. math:: J = e_b^\top e_b - e_a^\top e_a = (e_a + e_b)^\top (H_w x_a - H_w x_b)
 
 and :math:`H_w (x_a - x_b) = \sum_i k_i d_i` is a sum over the innovations d of the values that were
-assimilated. Their gains follow from the members of the analysis (E. Kalnay et al., "A simpler formulation of
-forecast sensitivity to observations", Tellus A 64, 2012, equation 6):
+assimilated. Where a cycle continues an analysis, their gains are those of the analysis itself, by its
+adjoint (`model.background.innovation_weights`). Elsewhere they are estimated from its members
+(E. Kalnay et al., "A simpler formulation of forecast sensitivity to observations", Tellus A 64, 2012,
+equation 6):
 
 .. math:: k_i = \rho_{wi} \operatorname{cov}_a(H_w x, H_i x) / \sigma_i^2
 
 with the localisation :math:`\rho` of Gaspari and Cohn at the distance between the two, because
-covariances from few members are only noise at large distances. This is an estimate of the linear part
-of the analysis from few members, meaningful when summed over the thousands of values of a network;
-`appa deny` determines the same by a data denial experiment.
+covariances from few members are only noise at large distances: meaningful when summed over the thousands
+of values of a network. `appa deny` determines the same by a data denial experiment.
 
 References:
     | Diagnosis of observation, background and analysis-error statistics in observation space
@@ -60,8 +61,10 @@ __all__ = [
     "IMPACT",
     "Impact",
     "departure_statistics",
+    "WithheldErrors",
     "estimate_impact",
     "layer_names",
+    "withheld_errors",
 ]
 
 Float = NDArray[np.float64]
@@ -272,39 +275,79 @@ class _Places:
         return cls(vectors, np.log(np.where(known, pressure, SURFACE_PRESSURE)))
 
 
+@dataclass(frozen=True, eq=False)
+class WithheldErrors:
+    """Errors of background and analysis at withheld values, in units of their assumed errors.
+
+    Attributes:
+        rows: Rows of the feedback, ascending, with shape (W,).
+        background: e_b, with shape (W,).
+        analysis: e_a, with shape (W,).
+    """
+
+    rows: NDArray[np.int64]
+    background: Float
+    analysis: Float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def sensitivity(self) -> Float:
+        """The weight of a change of each equivalent in what the analysis took away: e_a + e_b."""
+        return self.background + self.analysis
+
+
+def withheld_errors(feedback: pa.Table, analysis: Equivalents, new: BoolArray) -> WithheldErrors:
+    """Return the errors at the withheld values among `new` rows that have both equivalents.
+
+    Arguments:
+        feedback: A table with O-B.
+        analysis: H(x_a) at rows of the feedback.
+        new: Rows that were not assimilated into the background.
+    """
+    withheld = is_one_of(feedback, "rejected_by", ["withheld"]) & new
+    rows = _with_background(feedback, analysis, withheld)
+    rows = rows[:: -(-len(rows) // MAX_WITHHELD)] if len(rows) else rows
+    after = analysis.at(rows)
+    before, value = (float_column(feedback, n)[rows] for n in ("background_departure", "obs_value"))
+    return WithheldErrors(rows, before / after.errors, (value - after.hofx.mean(0)) / after.errors)
+
+
+def _with_background(
+    feedback: pa.Table, analysis: Equivalents, wanted: BoolArray
+) -> NDArray[np.int64]:
+    known = np.isfinite(float_column(feedback, "background_departure")) & wanted
+    return analysis.rows[known[analysis.rows]]
+
+
 def estimate_impact(
-    feedback: pa.Table, analysis: Equivalents, new: BoolArray
+    feedback: pa.Table,
+    analysis: Equivalents,
+    new: BoolArray,
+    weights: Float | None = None,
 ) -> tuple[Impact, ...]:
     """Return the impact of each network, the most beneficial first.
 
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
-        analysis: H(x_a) at rows of the feedback, of at least two members.
+        analysis: H(x_a) at rows of the feedback; without `weights` of at least two members.
         new: Rows that were not assimilated into the background; only these count.
+        weights: What each innovation did to the weighted equivalents at the withheld values, by
+            the adjoint of the analysis, with shape (rows of the feedback,); None to estimate it
+            from the members.
 
     Returns:
-        Empty if nothing was withheld, or if there is a single member and thus no covariance.
+        Empty if nothing was withheld, or if there are neither weights nor two members.
     """
-    withheld = is_one_of(feedback, "rejected_by", ["withheld"]) & new
-    used = not_rejected(feedback) & new
-    known = np.isfinite(float_column(feedback, "background_departure"))[analysis.rows]
-    target = analysis.rows[known & withheld[analysis.rows]]
-    rows = analysis.rows[known & used[analysis.rows]]
-    if not len(target) or not len(rows) or analysis.members < 2:
+    withheld = withheld_errors(feedback, analysis, new)
+    rows = _with_background(feedback, analysis, not_rejected(feedback) & new)
+    if not len(withheld) or not len(rows) or (weights is None and analysis.members < 2):
         return ()
-    target = target[:: -(-len(target) // MAX_WITHHELD)]
-    before, later = (float_column(feedback, f"{of}_departure") for of in ("background", "analysis"))
-    after, seen = analysis.at(target), analysis.at(rows)
-    e_b, e_a = before[target] / after.errors, later[target] / after.errors
-    innovation = before[rows] / seen.errors
-    divisor = np.sqrt(analysis.pairs.divisor)
-    own = (seen.hofx - seen.hofx.mean(0)) / (seen.errors * divisor)
-    there = (after.hofx - after.hofx.mean(0)) / (after.errors * divisor)
-    gained = np.zeros(len(rows))
-    for w, i, share in _near(_Places.of(feedback, target), _Places.of(feedback, rows)):
-        gain = share * np.einsum("mp,mp->p", there[:, w], own[:, i])
-        np.add.at(gained, i, (e_a + e_b)[w] * gain)
-    gained *= innovation / max(float(e_b @ e_b), 1e-12)
+    innovation = float_column(feedback, "background_departure")[rows] / analysis.at(rows).errors
+    weight = weights[rows] if weights is not None else _weights(feedback, analysis, withheld, rows)
+    squared = max(float(withheld.background @ withheld.background), 1e-12)
+    gained = weight * innovation / squared
     network, names = category_codes(feedback.take(rows), "report_type")
     found = [
         Impact(name, float(gained[network == n].sum()), int((network == n).sum()))
@@ -312,6 +355,24 @@ def estimate_impact(
         if (network == n).any()
     ]
     return tuple(sorted(found, key=lambda one: -one.share))
+
+
+def _weights(
+    feedback: pa.Table,
+    analysis: Equivalents,
+    withheld: WithheldErrors,
+    rows: NDArray[np.int64],
+) -> Float:
+    """Estimate the weights of the innovations at `rows` from covariances of the members, localised."""
+    after, seen = analysis.at(withheld.rows), analysis.at(rows)
+    divisor = np.sqrt(analysis.pairs.divisor)
+    own = (seen.hofx - seen.hofx.mean(0)) / (seen.errors * divisor)
+    there = (after.hofx - after.hofx.mean(0)) / (after.errors * divisor)
+    weights = np.zeros(len(rows))
+    for w, i, share in _near(_Places.of(feedback, withheld.rows), _Places.of(feedback, rows)):
+        gain = share * np.einsum("mp,mp->p", there[:, w], own[:, i])
+        np.add.at(weights, i, withheld.sensitivity[w] * gain)
+    return weights
 
 
 def _near(

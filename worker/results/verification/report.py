@@ -342,6 +342,7 @@ def verify_product(
     background: Equivalents | None,
     analysis: Equivalents,
     tendency: tuple[float, float] | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> VerificationReport:
     """Verify a finished job against its observations, and score its states.
 
@@ -350,6 +351,7 @@ def verify_product(
         background: H(x_b) and assumed errors, at rows of the feedback.
         analysis: H(x_a), likewise.
         tendency: See `worker.verification.states.pressure_tendency`, mean over members.
+        weights: See `worker.results.verification.departures.estimate_impact`.
     """
     job, feedback = product.job, product.feedback
     moment = int(product.reference_time.timestamp()) // 3600
@@ -378,7 +380,7 @@ def verify_product(
         tuple(withheld),
         tuple(states),
         product.members,
-        estimate_impact(feedback, analysis, new),
+        estimate_impact(feedback, analysis, new, weights),
     )
 
 
