@@ -204,9 +204,8 @@ class ProgressReporter:
             self.meter.phase(phase)
         traces.phase(phase.value)
         counts = phase in (Phase.BACKGROUND, Phase.SAMPLING)
-        step = (
-            0 if counts else self.progress.steps
-        )  # the last step ended, though none began after it
+        # After sampling its last step has ended, which the start of another would have told.
+        step = 0 if counts else self.progress.steps
         update = {"phase": phase, "message": message, "eta_seconds": None, "step": step}
         self.progress = self.progress.model_copy(update=update)
         if counts:
