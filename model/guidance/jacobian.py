@@ -54,6 +54,7 @@ from model.guidance.solvers import (
     StopRule,
     Tangent,
 )
+from model.nn.frozen import transposed_product
 
 __all__ = ["Linearisation", "MMPS", "MMPSSettings", "Precondition", "SDA", "SDASettings"]
 
@@ -139,7 +140,7 @@ class Linearisation:
 
     def denoise_vjp(self, w: Tensor) -> Tensor:
         """Return J^T w, from and to (B, K, c, h, w)."""
-        return torch.autograd.grad(self._x_hat, self._x_t, w, retain_graph=True)[0]
+        return transposed_product(self._x_hat, self._x_t, w)
 
 
 def _one_piece(split: Callable[[int, int], SplitEquivalents], x: Tensor) -> tuple[object, int]:

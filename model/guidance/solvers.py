@@ -49,7 +49,7 @@ import torch
 from torch import Tensor
 
 from model.domain.registry import Registry
-from model.nn.frozen import linearising
+from model.nn.frozen import linearising, transposed_product
 
 __all__ = [
     "Filter",
@@ -91,18 +91,18 @@ class Tangent:
         """Return the product of the transpose of J with `w` (B, N), with the shape of `x`."""
         if self._recorded is None:
             return self._record(w)[1].detach()
-        return torch.autograd.grad(self._y, self._x, w, retain_graph=True)[0]
+        return transposed_product(self._y, self._x, w)
 
     def jvp(self, u: Tensor) -> Tensor:
         """Return the product of J with `u`, which has the shape of `x`; with shape (B, N)."""
         cotangent, adjoint = self._recorded or self._record(torch.zeros_like(self.y))
-        return torch.autograd.grad(adjoint, cotangent, u, retain_graph=True)[0]
+        return transposed_product(adjoint, cotangent, u)
 
     def _record(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the transpose's product with `w` on a graph that is kept."""
         with torch.enable_grad():
             cotangent = w.detach().clone().requires_grad_()
-            (adjoint,) = torch.autograd.grad(self._y, self._x, cotangent, create_graph=True)
+            adjoint = transposed_product(self._y, self._x, cotangent, create_graph=True)
         self._recorded = cotangent, adjoint
         return self._recorded
 

@@ -7,6 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.nn.convolution import ChannelNorm, Conv2d
+from model.nn.frozen import transposed_product
 
 
 def image(*shape):
@@ -49,6 +50,27 @@ def test_weights_that_learn_get_their_gradient():
     conv = Conv2d(3, 2, 3, padding=1)
     conv(torch.randn(1, 3, 4, 4, requires_grad=True)).sum().backward()
     assert conv.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_transposed_products_are_gradients_to_the_bit(memory):
+    torch.manual_seed(0)
+    config = AutoencoderConfig(3, 2, (9, 14), 4, hid_channels=(4, 6, 8), hid_blocks=(1, 1, 1))
+    model = Autoencoder(config, channels_last=memory == torch.channels_last).requires_grad_(False)
+    z = torch.randn(2, *config.latent_shape).requires_grad_()
+    u = torch.randn_like(z)
+    y = model.decode(z)
+    w = torch.randn_like(y).requires_grad_()
+    with torch.no_grad():  # as guidance does
+        assert torch.equal(transposed_product(y, z, w), torch.autograd.grad(y, z, w, True)[0])
+    (wanted,) = torch.autograd.grad(y, z, w, create_graph=True)
+    adjoint = transposed_product(y, z, w, create_graph=True)
+    assert torch.equal(adjoint, wanted)
+    pushed = torch.autograd.grad(wanted, w, u, True)[0]
+    assert torch.equal(transposed_product(adjoint, w, u), pushed)
+    assert pushed.abs().max() > 0
+    with pytest.raises(ValueError, match="shape"):
+        transposed_product(y, z, w[:1])
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])

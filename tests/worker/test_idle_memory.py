@@ -3,13 +3,15 @@
 import ctypes
 import gc
 import platform
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
 import psutil
 import pytest
 
-from tests.worker.processes import wait_for
+from tests.worker.processes import REPOSITORY, wait_for
 from worker import idle_memory
 from worker.contract.measures import Measures
 from worker.idle_memory import IdleMemory
@@ -76,6 +78,22 @@ def test_a_worker_with_work_keeps_its_memory(monkeypatch) -> None:
         kept = resident()
         assert not memory.tend()  # the next job may be there in a moment
         assert kept - resident() < 0.1 * BYTES
+
+
+WARM_UP = """
+import sys
+from lab.tiny_model import tiny_model
+from worker.loaded_models import warm_up
+warm_up(tiny_model())
+print(*sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+
+
+def test_a_job_loads_no_symbolic_algebra() -> None:
+    """33 MB and a second of processor, only to compare two shapes in `torch.autograd.grad`."""
+    command = [sys.executable, "-c", WARM_UP]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.strip()) == (0, ""), ended.stderr[-2000:]
 
 
 def test_the_thread_of_a_worker_returns_what_its_work_has_freed(tmp_path, monkeypatch) -> None:
