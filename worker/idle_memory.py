@@ -10,7 +10,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 __all__ = ["IDLE_SECONDS", "IdleMemory"]
@@ -34,11 +34,30 @@ class IdleMemory:
         self._lock = threading.Lock()
         self._working = 0
         self._ended: float | None = None
+        self._parts: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
+        self._resting = False
+
+    def add(self, rest: Callable[[], None], wake: Callable[[], None] | None = None) -> None:
+        """Let a part of this process rest while it is idle.
+
+        Arguments:
+            rest: Frees what can be made again.
+            wake: Makes it again before work begins; None if work does so itself.
+        """
+        self._parts.append((rest, wake))
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep freed memory within a block, and for `IDLE_SECONDS` after it."""
+        """Keep freed memory within a block, and for `IDLE_SECONDS` after it; wake what rests.
+
+        What `wake` of a part raises is raised before the block, and the next block tries again.
+        """
         with self._lock:
+            if self._resting:
+                for _, wake in self._parts:
+                    if wake is not None:
+                        wake()
+                self._resting = False
             self._working += 1
         try:
             yield
@@ -55,5 +74,8 @@ class IdleMemory:
             if time.monotonic() - self._ended < IDLE_SECONDS:
                 return False
             self._ended = None
+            self._resting = True  # in part, should one of them raise
+            for rest, _ in self._parts:
+                rest()
         _return_freed_memory()
         return True

@@ -5,7 +5,7 @@ worker reports that it is ready.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from model.assimilation_settings import available_guidance, recommended_settings
 from model.backbone import Backbone
 from model.card import CARD_NAME
 from model.checkpoints.bundle import WEIGHTS, load_checkpoint, resolve
+from model.checkpoints.stored_weights import StoredWeights, stored_weights
 from model.denoiser import Precision
 from model.diagnostics.equivalents import observation_set
 from model.domain.errors import ConfigurationError, UnknownName
@@ -95,6 +96,7 @@ class LoadedModel:
         model: On the device, after a first run.
         folder: Folder of the checkpoint.
         arithmetic: Precision and kernels of its computations.
+        weights: What of it need not be in memory while it waits.
     """
 
     name: str
@@ -102,6 +104,7 @@ class LoadedModel:
     model: LatentModel
     folder: Path
     arithmetic: Arithmetic = Arithmetic()
+    weights: StoredWeights = field(default_factory=lambda: StoredWeights([]))
 
     @property
     def info(self) -> ModelInfo:
@@ -151,6 +154,16 @@ class LoadedModels:
             figures.device_utilisation = torch.cuda.utilization(self.device) / 100
         except Exception:  # no NVML in some containers; its errors depend on the version
             figures.device_utilisation = None
+
+    def rest(self) -> None:
+        """Free the weights, which nothing may use before `wake`."""
+        for model in self.models:
+            model.weights.rest()
+
+    def wake(self) -> None:
+        """Read the freed weights again."""
+        for model in self.models:
+            model.weights.wake()
 
     def get(self, name: str | None) -> LoadedModel:
         """Return the model called `name`, or the default one.
@@ -240,4 +253,5 @@ def _load(name: str, device: torch.device, arithmetic: Arithmetic) -> LoadedMode
             remedy="import the checkpoint again with --static and --states",
         )
     log.info("model ready", name=model.card.name, device=str(device))
-    return LoadedModel(model.card.name, digest, model, folder, arithmetic)
+    weights = stored_weights(folder, model)
+    return LoadedModel(model.card.name, digest, model, folder, arithmetic, weights)

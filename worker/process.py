@@ -226,6 +226,7 @@ class WorkerLife:
             with runtime.memory.in_use():
                 runtime.models = open_models(self.settings)
                 describe_models(runtime.models, runtime.report)
+            runtime.memory.add(runtime.models.rest, runtime.models.wake)
             self.app.runtime = runtime
         else:
             from worker.tasks.ingest import describe_ingest

@@ -80,6 +80,41 @@ def test_a_worker_with_work_keeps_its_memory(monkeypatch) -> None:
         assert kept - resident() < 0.1 * BYTES
 
 
+class Part:
+    """Counts how often it rested; fails to wake while `broken`."""
+
+    def __init__(self) -> None:
+        self.rested, self.awake, self.broken = 0, True, False
+
+    def rest(self) -> None:
+        assert self.awake
+        self.rested, self.awake = self.rested + 1, False
+
+    def wake(self) -> None:
+        if self.broken:
+            raise OSError("gone")
+        self.awake = True
+
+
+def test_parts_rest_between_works_and_wake_before_one(monkeypatch) -> None:
+    monkeypatch.setattr(idle_memory, "IDLE_SECONDS", 0.0)
+    memory, part = IdleMemory(), Part()
+    memory.add(part.rest, part.wake)
+    with memory.in_use(), memory.in_use():
+        assert not memory.tend()
+    for rested in (1, 2):
+        assert memory.tend()
+        assert not memory.tend()
+        assert (part.rested, part.awake) == (rested, False)
+        part.broken = True
+        for _ in range(2):  # no work begins with a part that rests
+            with pytest.raises(OSError, match="gone"), memory.in_use():
+                raise AssertionError("begun")
+        part.broken = False
+        with memory.in_use():
+            assert part.awake
+
+
 WARM_UP = """
 import sys
 from lab.tiny_model import tiny_model
