@@ -38,7 +38,7 @@ import pyarrow as pa
 
 from worker.confinement import close_network, die_with_parent
 
-__all__ = ["Ended", "ForkServer", "ServerDied", "shared_server"]
+__all__ = ["Ended", "ForkServer", "ServerDied", "end_shared_server", "shared_server"]
 
 _PRELOADED = ("pyarrow.compute", "worker.sandbox", "worker.observations.decoders.decode")
 _WARMED = "worker.observations.decoders.bufr.warm"
@@ -174,6 +174,18 @@ def shared_server(environment: Mapping[str, str]) -> ForkServer:
                 _shared.close()
             _shared = ForkServer(environment)
         return _shared
+
+
+def end_shared_server() -> None:
+    """End the server of this process, if it has one; the next request starts another.
+
+    No request may be running.
+    """
+    global _shared
+    with _lock:
+        if _shared is not None:
+            _shared.close()
+            _shared = None
 
 
 def _forget() -> None:

@@ -36,6 +36,7 @@ from worker.contract.queues import (
 )
 from worker.contract.redis_server import redis_health
 from worker.contract.trace_export import export_traces, finish_traces
+from worker.fork_server import end_shared_server
 from worker.protections import protections
 from worker.runtime import Runtime, open_runtime
 from worker.sandbox import sweep_scratch, warm_up
@@ -254,6 +255,8 @@ class WorkerLife:
         if INGEST_QUEUE in self.queues:
             warm_up()
             threading.Thread(target=_tell_protections, name="protections", daemon=True).start()
+        else:
+            runtime.memory.add(end_shared_server)
 
     def on_ready(self, **_: Any) -> None:
         """Register as ready: messages are consumed from now on."""

@@ -401,6 +401,16 @@ def test_a_server_that_was_killed_is_started_again():
     assert run_limited(parent_of_child) not in (first, os.getpid())
 
 
+def test_a_server_that_is_ended_leaves_no_process_and_the_next_request_starts_another():
+    first = run_limited(parent_of_child)
+    wait_for(psutil.Process(first).children)  # the spare child
+    family = [first, *(child.pid for child in psutil.Process(first).children())]
+    fork_server.end_shared_server()
+    fork_server.end_shared_server()
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in family))
+    assert run_limited(parent_of_child) not in (first, os.getpid())
+
+
 def test_a_child_whose_server_is_killed_ends_and_says_nothing_about_the_file(tmp_path):
     path = tmp_path / "child"
     with ThreadPoolExecutor() as pool:
