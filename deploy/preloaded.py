@@ -35,18 +35,48 @@ WORKER_MODULES = (
     "worker.settings",
     "celery.apps.worker",
     "celery.bin.celery",
+    "celery.fixups.django",
+    "celery.app.amqp",
+    "celery.app.control",
+    "celery.app.events",
+    "celery.app.log",
+    "celery.backends.base",
+    "celery.events.receiver",
+    "celery.worker.autoscale",
+    "celery.worker.components",
+    "celery.worker.consumer",
+    "celery.worker.consumer.delayed_delivery",
+    "celery.worker.strategy",
     "kombu.transport.redis",
 )
 """What every worker process imports, whatever its queue."""
 
+_PREFORK_MODULES = (
+    "celery.concurrency.prefork",
+    "billiard.popen_fork",
+    "billiard.sharedctypes",
+    "billiard.synchronize",
+    "cffi.cparser",
+)
+"""What Celery imports when its workers fork, and billiard in each of their children."""
+
 MODULES: dict[str, tuple[str, ...]] = {
-    "gateway": ("service.app", "service.settings"),
-    "ingest": (*WORKER_MODULES, "worker.tasks.ingest", "celery.concurrency.prefork"),
+    "gateway": (
+        "service.app",
+        "service.settings",
+        "uvicorn.loops.uvloop",
+        "uvicorn.lifespan.on",
+        "anyio._backends._asyncio",
+    ),
+    "ingest": (*WORKER_MODULES, "worker.tasks.ingest", *_PREFORK_MODULES),
     "model": (*WORKER_MODULES, "worker.tasks.assimilation"),
     "scheduler": (*WORKER_MODULES, "worker.scheduler"),
     "sources": ("deploy.commands.stack", "worker.feeds.process"),
 }
-"""What our processes import before they begin to work, by name as in `deploy.local.PROCESSES`."""
+"""What our processes import before they begin to work, by name as in `deploy.local.PROCESSES`.
+
+What a fork imports by itself it does not share, and in doing so it writes to pages it shared.
+"""
 
 _MESSAGE = 131_072  # maximum size of a request in bytes; most of it is the environment
 _LOADING = 240.0  # seconds to import modules: on a busy machine parts that start alone take longer
