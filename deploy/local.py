@@ -62,8 +62,8 @@ _STOP_SECONDS: dict[str, float] = {"gateway": 15.0, "model": 60.0}
 requests ten seconds, a job ends at its next step."""
 
 _PRELOADED = tuple(dict.fromkeys((*MODULES["gateway"], *MODULES["ingest"], *MODULES["scheduler"])))
-"""Modules loaded once before forking. The model worker is not forked: it imports torch meanwhile,
-which takes as long. The feeds of an installation without sources would be loaded in vain."""
+"""Modules loaded once before forking. Torch is imported by the model worker after the fork: the others
+do not use it. The feeds of an installation without sources would be loaded in vain."""
 
 BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",
@@ -166,7 +166,7 @@ class LocalStack:
                 name if i == 0 else f"{name}-{i + 1}",
                 python_command(command),
                 stop_seconds=_STOP_SECONDS.get(name, Process.stop_seconds),
-                forked=name != "model",
+                forked=True,
             )
             for name, command in PROCESSES.items()
             for i in range(self.options.copies.get(name, 1))
