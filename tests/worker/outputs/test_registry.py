@@ -1,7 +1,9 @@
 """Every format that can be asked for writes, and writes nothing when the disk takes no more."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,27 +37,47 @@ def test_every_format_writes_files_with_a_role_and_a_media_type(tmp_path, name):
 
 
 _LIMITED = """
-import pathlib, resource, signal, sys
+import json, pathlib, resource, signal, sys
 from tests.worker.outputs.feedback_tables import make_feedback
 from tests.worker.outputs.products import make_product
 from model.domain.errors import StorageError
 from worker.results.outputs.formats import OUTPUTS
 
 product = make_product(members=2, levels=(500, 850), feedback=make_feedback(400, 40))
-writer = OUTPUTS[sys.argv[1]].load()
+writers = {name: OUTPUTS[name].load() for name in sys.argv[2:]}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-try:
-    writer(product, pathlib.Path(sys.argv[2]))
-except (OSError, StorageError) as error:
-    print("refused", type(error).__name__)
+ended = {}
+for name, writer in writers.items():
+    folder = pathlib.Path(sys.argv[1], name)
+    folder.mkdir()
+    try:
+        writer(product, folder)
+        ended[name] = "written"
+    except (OSError, StorageError):
+        ended[name] = "refused"
+    except Exception as error:
+        ended[name] = repr(error)
+print(json.dumps(ended))
 """
+LARGE = ("netcdf", "zarr", "grib2", "background", "feedback", "quicklook")
 
 
-@pytest.mark.parametrize("name", ["netcdf", "zarr", "grib2", "background", "feedback", "quicklook"])
-def test_a_file_that_cannot_be_finished_is_not_there(tmp_path, name):
-    """A limit on file sizes stands for the full disk: writes fail half way in the same places."""
-    command = [sys.executable, "-c", _LIMITED, name, str(tmp_path)]
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """How each format ended in a process that may not write large files, and its folder in a folder.
+
+    A limit on file sizes stands for the full disk: writes fail half way in the same places.
+    """
+    folder = tmp_path_factory.mktemp("limited")
+    command = [sys.executable, "-c", _LIMITED, str(folder), *LARGE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.startswith("refused"), done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_file_that_cannot_be_finished_is_not_there(limited, name):
+    folder, ended = limited
+    assert ended[name] == "refused"
+    assert list((folder / name).iterdir()) == []
