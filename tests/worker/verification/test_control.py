@@ -38,14 +38,15 @@ class Series:
     """Cycles in memory, in the order of time."""
 
     def __init__(self, policy):
-        self.policy, self.tables = policy, []
+        self.policy, self.trailing, self.sizes = policy, SERIES_SCHEMA.empty_table(), []
 
     def step(self, number, rows):
-        past = self.tables[-self.policy.cycles :]
-        trailing = pa.concat_tables(past) if past else SERIES_SCHEMA.empty_table()
         time = START + number * HOUR
-        found = check_limits(rows, time, trailing.unify_dictionaries(), self.policy)
-        self.tables.append(series_table(SeriesEntry(time, "early", 1, f"an-{number}"), rows))
+        found = check_limits(rows, time, self.trailing, self.policy)
+        latest = series_table(SeriesEntry(time, "early", 1, f"an-{number}"), rows)
+        self.sizes.append(len(latest))
+        whole = pa.concat_tables([self.trailing, latest]).unify_dictionaries().combine_chunks()
+        self.trailing = whole.slice(len(whole) - sum(self.sizes[-self.policy.cycles :]))
         return found
 
 
