@@ -30,6 +30,12 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(scope="module")
+def gateway(own_gateway: GatewayProcess) -> GatewayProcess:
+    """One whose newest results are those of these tests, whichever ran before."""
+    return own_gateway
+
+
+@pytest.fixture(scope="module")
 def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, xr.Dataset]:
     folder, layout = tmp_path_factory.mktemp("edr"), gateway.layout
     wanted = {

@@ -17,6 +17,12 @@ NOON = "2025-03-20T12:00:00Z"
 
 
 @pytest.fixture(scope="module")
+def gateway(own_gateway: GatewayProcess) -> GatewayProcess:
+    """One whose newest results are those of these tests, whichever ran before."""
+    return own_gateway
+
+
+@pytest.fixture(scope="module")
 def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, xr.Dataset]:
     folder, layout = tmp_path_factory.mktemp("fields"), gateway.layout
     one, two = timedelta(hours=1), timedelta(hours=2)

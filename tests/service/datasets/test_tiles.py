@@ -32,6 +32,12 @@ RADIUS = 6_378_137.0
 
 
 @pytest.fixture(scope="module")
+def gateway(own_gateway: GatewayProcess) -> GatewayProcess:
+    """One whose newest results are those of these tests, whichever ran before."""
+    return own_gateway
+
+
+@pytest.fixture(scope="module")
 def file(gateway: GatewayProcess, tmp_path_factory) -> xr.Dataset:
     folder = tmp_path_factory.mktemp("tiles") / "x"
     wanted = published.Wanted(seed=37, flags=["simulated"])
