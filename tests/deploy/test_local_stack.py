@@ -42,6 +42,8 @@ def check_metrics(url: str, rows: int, outcomes: dict[str, int]) -> None:
     """
     done = ("appa_job_turnaround_seconds_count", "appa_announcement_delay_seconds_count")
     wait_for(lambda: all(total(samples(url), name) == 1 for name in done))
+    turn = "appa_process_last_turn_timestamp_seconds"  # a scheduler reports every few seconds
+    wait_for(lambda: total(samples(url), turn, part="scheduler") > 0)
     found = samples(url)
     assert total(found, "appa_uploads_total", outcome="created") == 1
     assert total(found, "appa_ingest_uploads_total") == 1
@@ -69,7 +71,7 @@ def check_metrics(url: str, rows: int, outcomes: dict[str, int]) -> None:
     for part in ("ingest-products", "ingest-large", "gpu", "scheduler"):
         assert total(found, "appa_process_resident_memory_bytes", part=part) > 2**24
         assert total(found, "appa_process_cpu_seconds_total", part=part) > 0
-    turned = total(found, "appa_process_last_turn_timestamp_seconds", part="scheduler")
+    turned = total(found, turn, part="scheduler")
     assert time.time() - 30 < turned <= time.time()
     assert total(found, "appa_build_info", version=code_version()) == 1
     assert total(found, "appa_broker_up") == 1

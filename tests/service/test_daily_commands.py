@@ -270,9 +270,10 @@ def test_a_job_that_waits_is_late_but_for_a_reanalysis(installation) -> None:
 
 
 def test_status_of_a_gateway_that_is_off_is_told_at_once() -> None:
-    result = RUNNER.invoke(status_app, ["--url", f"http://127.0.0.1:{free_port()}"])
+    url = f"http://127.0.0.1:{free_port()}"
+    result = RUNNER.invoke(status_app, ["--url", url])
     assert result.exit_code == 1
-    assert "error" in result.stderr
+    assert f"unreachable: Expected an answer of the gateway at {url}" in result.stderr
     assert "Traceback" not in result.output
 
 

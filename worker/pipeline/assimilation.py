@@ -218,8 +218,7 @@ def assimilate_window(
     if meter is not None:
         meter.assimilated(outcomes_by_network(checked.feedback), solver.memory_retries)
     decoded = decode_analysis(plan, model, checked.monitored, analysis, folder)
-    with traces.step("weigh innovations"):
-        decoded = weigh_innovations(decoded, checked, background, analysis, solver)
+    decoded = weigh_innovations(decoded, checked, background, analysis, solver)
 
     progress.phase(Phase.WRITING)
     product = make_product(

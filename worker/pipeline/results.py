@@ -356,13 +356,14 @@ def weigh_innovations(
     if not len(withheld):
         return decoded
     weights = np.zeros(len(checked.feedback))
-    weights[checked.observations.rows] = solver.innovation_weights(
-        background.prior,
-        analysis.latents.mean(0),
-        checked.observations,
-        checked.monitored.select(np.isin(checked.monitored.rows, withheld.rows)),
-        withheld.sensitivity,
-    )
+    with traces.step("weigh innovations"):
+        weights[checked.observations.rows] = solver.innovation_weights(
+            background.prior,
+            analysis.latents.mean(0),
+            checked.observations,
+            checked.monitored.select(np.isin(checked.monitored.rows, withheld.rows)),
+            withheld.sensitivity,
+        )
     return replace(decoded, weights=weights)
 
 
