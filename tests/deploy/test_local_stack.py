@@ -2,11 +2,11 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from model.domain.files import code_version
 from tests.deploy.collector import Collector
 from tests.deploy.observability import Prometheus, alerts, family, metrics_of, queries
 from tests.deploy.up import Up, ended, submit, upload
-from tests.worker.processes import REPOSITORY, wait_for
+from tests.warm_start import run_warm
+from tests.worker.processes import wait_for
 
 
 def samples(url: str) -> dict[tuple, float]:
@@ -216,10 +217,8 @@ def test_from_upload_to_file_and_ctrl_c(up, tmp_path, collector):
 
 def assert_private(data: Path) -> None:
     """Hold every folder and file against being for its user alone, whichever process made it."""
-    made = [sys.executable, "-m", "deploy.cli", "keys", "create", "a", "--scope", "admin"]
-    subprocess.run(
-        [*made, "--data", str(data)], cwd=REPOSITORY, umask=0o022, check=True, timeout=60
-    )
+    made = ["keys", "create", "a", "--scope", "admin", "--data", str(data)]
+    run_warm("command", "deploy.cli", made, os.environ, umask=0o022).check_returncode()
     found = {data, *data.rglob("*")}
     names = {path.name for path in found}
     assert {"keys.json", "keys.lock", ".lock", "appa.log", "records.sqlite", "broker.sock"} <= names

@@ -19,6 +19,7 @@ from model.checkpoints.bundle import load_checkpoint
 from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE
 from tests.model.checkpoint_parts import write_layout
 from tests.model.parity_folder import write_folder
+from tests.warm_start import run_warm
 from tests.worker.processes import wait_for
 from tests.worker.tables import make_table
 
@@ -81,22 +82,13 @@ def environment():
     }
 
 
-def argv(command):
-    words = shlex.split(command)
-    program = {"appa": [sys.executable, "-m", "deploy.cli"], "python": [sys.executable]}[words[0]]
-    return program + words[1:]
-
-
 def run(command, folder, environment):
-    return subprocess.run(
-        argv(command),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    program, *words = shlex.split(command)
+    if program == "python":
+        _, *words = words  # -m
+    else:
+        words = ["deploy.cli", *words]
+    return run_warm("model", words[0], words[1:], environment, folder=folder, timeout=240)
 
 
 def of(*words):
@@ -192,7 +184,11 @@ def running(bundle, folder, environment):
     (command,) = of("appa", "up")
     log = (folder / "up.log").open("w")
     process = subprocess.Popen(
-        argv(command), cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+        [sys.executable, "-m", "deploy.cli", *shlex.split(command)[1:]],
+        cwd=folder,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     try:
         wait_for(lambda: "ready in" in (folder / "up.log").read_text(), 150)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -19,7 +18,8 @@ from tests.objects.conftest import MakeLayout
 from tests.objects.s3_server import S3Server
 from tests.objects.test_publication import LARGE, publish
 from tests.service.gateway_process import StartGateway
-from tests.worker.processes import REPOSITORY, wait_for
+from tests.warm_start import run_warm
+from tests.worker.processes import wait_for
 from worker.contract.layout import Layout
 from worker.results.catalogue import Catalogue
 from worker.results.publication import send_folders
@@ -91,14 +91,7 @@ def test_a_gateway_says_that_the_bucket_is_gone_and_is_well_again(
 
 
 def appa(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_warm("command", "deploy.cli", arguments, {**os.environ, **environment})
 
 
 def test_results_of_a_folder_are_sent_to_a_bucket(machine: MakeLayout, server: S3Server) -> None:

@@ -1,6 +1,5 @@
 """Webhooks over HTTP: made by operators, sent by the scheduler, verified by the receiver."""
 
-import sys
 from pathlib import Path
 
 import acting_worker
@@ -86,7 +85,7 @@ def test_from_a_published_result_to_the_receiver(
             httpx.Client(base_url=gateway.url, timeout=30) as http,
         ):
             made = http.post("/v1/webhooks", json={"url": receiver.url}).json()
-            scheduler = processes.start(sys.executable, "-m", "deploy.cli", "worker", "scheduler")
+            scheduler = processes.appa("worker", "scheduler")
             wait_for(lambda: '"ready"' in processes.log() or "ready" in processes.log())
             processes.kill(scheduler)
             acting_worker.publish(gateway.layout, "an-hook", {"a.nc": b"1"})
@@ -95,7 +94,7 @@ def test_from_a_published_result_to_the_receiver(
             stores.webhooks.fan_out()
             stores.redis.close()
             assert "appa_webhook_messages_waiting 1.0" in http.get("/metrics").text
-            processes.start(sys.executable, "-m", "deploy.cli", "worker", "scheduler")
+            processes.appa("worker", "scheduler")
 
             def deliveries() -> list[dict]:
                 return http.get(f"/v1/webhooks/{made['id']}/deliveries").json()
@@ -135,7 +134,7 @@ def test_a_message_that_was_given_up_is_sent_again_over_http(
             stores = open_stores(gateway.redis_url, gateway.prefix)
             stores.events.emit("analysis.published", "an-hook", {"analysis_id": "an-hook"})
             stores.redis.close()
-            processes.start(sys.executable, "-m", "deploy.cli", "worker", "scheduler")
+            processes.appa("worker", "scheduler")
             wait_for(lambda: [d["state"] for d in http.get(path).json()] == ["failed"])
             event = http.get(path).json()[0]["event_id"]
             answer = http.post(f"{path}/{event}/retry")
