@@ -1,5 +1,6 @@
 """Several ranks (gloo) make the same trajectory as one process."""
 
+import multiprocessing
 import os
 from datetime import UTC, datetime
 
@@ -59,7 +60,9 @@ def work(rank: int, count: int, folder: str) -> None:
 @pytest.fixture(scope="module", params=[3])
 def ranks(request, tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (request.param, str(folder)), nprocs=request.param)
+    multiprocessing.set_forkserver_preload(["torch.distributed", "model.assimilate"])
+    count = request.param
+    mp.start_processes(work, (count, str(folder)), nprocs=count, start_method="forkserver")
     files = [folder / f"{rank}.pt" for rank in range(request.param)]
     return [torch.load(file, weights_only=False) for file in files]
 

@@ -1,5 +1,6 @@
 """States as they are drawn: read once, ahead, within bounds, by one process or two alike."""
 
+import multiprocessing
 import threading
 import tracemalloc
 from collections import Counter
@@ -256,7 +257,8 @@ def test_two_ranks_learn_what_one_process_of_twice_the_batch_does(store, tmp_pat
     train_denoiser(denoiser_training(config, alone / "whole"), alone / "denoiser")
     both = tmp_path / "both"
     both.mkdir()
-    mp.spawn(work, (2, str(store), str(both)), nprocs=2)
+    multiprocessing.set_forkserver_preload(["torch.distributed", "lab.training.train_denoiser"])
+    mp.start_processes(work, (2, str(store), str(both)), nprocs=2, start_method="forkserver")
     whole, parts, single = (averaged(f) for f in (both / "whole", both / "parts", alone / "whole"))
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name  # resumed exactly
