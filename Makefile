@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-JOBS   ?= 2
+JOBS   ?= 3
 STAMP   = $(VENV)/.installed
+# Three for two processors: a quarter of the time, tests wait for the processes they start.
 # A file stays with one worker, and files begin in the order of tests/longest_files.txt; left to itself,
 # pytest-xdist begins with those of most tests, and the long ones of few tests come last.
 SPREAD  = -n $(JOBS) --dist loadfile --no-loadscope-reorder
