@@ -81,7 +81,7 @@ def transposed_product(y: Tensor, x: Tensor, w: Tensor, *, create_graph: bool = 
     if w.shape != y.shape:
         raise ValueError(f"Expected a factor of shape {tuple(y.shape)}; got {tuple(w.shape)}.")
     with torch.enable_grad():
-        seed = _Seed.apply(y, w)
+        seed = _Seed.apply(y, w)  # type: ignore[no-untyped-call]
     return torch.autograd.grad(seed, x, retain_graph=True, create_graph=create_graph)[0]
 
 
