@@ -53,7 +53,8 @@ def demo(
     up with a forecast for their hours, and every forecast is better than persistence.
     """
     # The commands that need torch import it, not `appa --help`.
-    from lab.demo.run import DemoOptions, draw_demo, run_demo
+    from lab.demo.picture import draw_demo
+    from lab.demo.run import DemoOptions, run_demo
     from lab.demo.world import World
 
     console = Console(stderr=as_json, highlight=False, width=100)

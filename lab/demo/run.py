@@ -1,7 +1,4 @@
-"""Run the demo as a user would do it by hand: upload, submit, watch, fetch, compare; and draw it.
-
-The picture shows the last analysis beside the truth, and errors by hour.
-"""
+"""Run the demo as a user would do it by hand: upload, submit, watch, fetch, compare."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,29 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from appa_client import AppaClient, JobEvent
 from deploy.local import LocalStack, StackOptions
 from lab.demo.world import Scorer, StateErrors, World, channel_fields, observation_files
-from lab.pictures import (
-    curve,
-    heading,
-    hours_after,
-    new_figure,
-    save,
-    symmetric_limit,
-    world_field,
-)
 from model.checkpoints.bundle import load_checkpoint
 from model.domain.errors import AppaError, ConfigurationError
-from model.domain.physics import GRAVITY, ZERO_CELSIUS
 from model.domain.windows import HOUR
 from model.latent_model import climatological_states
 
-__all__ = ["DemoOptions", "DemoResult", "draw_demo", "run_demo"]
+__all__ = ["DemoOptions", "DemoResult", "run_demo"]
 
 SHARE_LEFT = 0.5
 """Largest error of an analysis over that of climatology, from which each analysis starts."""
@@ -79,7 +65,9 @@ class DemoResult:
         forecasts: (lead time in hours, method to errors), in order.
         reports: Values sent by hour.
         files: Downloaded files.
-        fields: Mean analyses (C, Y, X) by valid time, for the picture.
+        fields: Mean analyses (C, Y, X) by valid time.
+        members: Geopotential at 500 hPa of the members of the last analysis, with shape (M, Y, X).
+        forecast: Valid time and mean (C, Y, X) of the last state of the forecast.
     """
 
     analyses: list[tuple[datetime, dict[str, StateErrors]]] = field(default_factory=list)
@@ -87,6 +75,8 @@ class DemoResult:
     reports: dict[datetime, int] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     fields: dict[datetime, np.ndarray] = field(default_factory=dict)
+    members: np.ndarray | None = None
+    forecast: tuple[datetime, np.ndarray] | None = None
 
     @property
     def shortcomings(self) -> list[str]:
@@ -197,6 +187,8 @@ class Demo:
             errors["background"] = self.score(background, truth)
         self.result.analyses.append((time, errors))
         self.result.fields[time] = fields
+        with self.client.open(analysis_id, self.options.output / "files") as dataset:
+            self.result.members = dataset["z"].sel(air_pressure=5.0e4).isel(time=-1).values
         return analysis_id
 
     def _forecast(self, time: datetime, analysis_id: str) -> list[np.ndarray]:
@@ -213,6 +205,7 @@ class Demo:
         forecast_id = self._job(f"forecast from {time:%d %b %H UTC}", spec)
         states = self._fields(forecast_id)
         start = self.result.fields[time]
+        self.result.forecast = time + self.options.lead * HOUR, states[-1]
         for lead in _shown_leads(self.options.lead):
             truth = self.world.state(time + lead * HOUR)
             climate = climatological_states(self.model, [time + lead * HOUR])[0]
@@ -300,60 +293,3 @@ def _data_folder(options: DemoOptions) -> Iterator[Path]:
             f"Look at an earlier demo with `appa up --data {options.data}`, or remove it."
         )
     yield options.data
-
-
-def draw_demo(result: DemoResult, world: World, path: Path) -> Path:
-    """Draw the last analysis beside the truth, and errors by hour; return the path of the PNG."""
-    time, fields = list(result.fields.items())[-1]
-    truth = world.state(time).numpy()
-    names = [c.name for c in world.channels]
-    t2m, z500 = names.index("2m_temperature"), names.index("geopotential_500hPa")
-    figure = new_figure(13, 8.5)
-    axes = figure.subplots(2, 2)
-    for place, state, title in (
-        (axes[0, 0], fields, f"analysis, {time:%d %b %H UTC}"),
-        (axes[0, 1], truth, "simulated truth"),
-    ):
-        celsius, height = state[t2m] - ZERO_CELSIUS, state[z500] / GRAVITY
-        shown = world_field(
-            place, world.grid, celsius, title, "deg C", bounds=(-60.0, 45.0), steps=21
-        )
-        shown.lines(height / 10, np.arange(460.0, 601.0, 8.0), "white", 0.8)
-    error = (fields[z500] - truth[z500]) / GRAVITY
-    limit = symmetric_limit(error, 1.0)
-    world_field(
-        axes[1, 0],
-        world.grid,
-        error,
-        "analysis minus truth, 500 hPa height",
-        "m",
-        colours="RdBu_r",
-        bounds=(-limit, limit),
-    )
-    _curves(axes[1, 1], result)
-    what = "2 m temperature and 500 hPa height"
-    figure.suptitle(heading(what, [time], world.card.name))
-    return save(figure, path)
-
-
-def _curves(axes: Axes, result: DemoResult) -> None:
-    start = result.analyses[0][0]
-    styles = {"climatology": "0.6", "background": "tab:orange", "analysis": "tab:blue"}
-    for name, colour in styles.items():
-        errors = [
-            (hours_after(start, time), found[name].standardised)
-            for time, found in result.analyses
-            if name in found
-        ]
-        curve(axes, errors, "o-", colour, name)
-    for name, colour in {"persistence": "tab:red", "forecast": "tab:green"}.items():
-        leads = [(float(lead), found[name].standardised) for lead, found in result.forecasts]
-        curve(axes, leads, "s--", colour, name)
-    axes.set(
-        xlabel=f"hours after {start:%d %b %H UTC}",
-        ylabel="mean standardised RMSE",
-        title="errors against the truth",
-        ylim=(0, None),
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()

@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from lab.demo.run import DemoResult, draw_demo
+from lab.demo.picture import draw_demo
+from lab.demo.run import DemoResult
 from lab.demo.world import SHOWN, Scorer, StateErrors, World, observation_files
 from worker.observations.decoders.decode import decode_file
 from worker.observations.qc.run import run_checks
@@ -73,6 +74,26 @@ def test_the_picture_says_what_it_shows(world, tmp_path):
         f"2 m temperature and 500 hPa height · {time:%Y-%m-%d %H} UTC · appa-t31 · "
         "simulated atmosphere, not for real decisions"
     )
+
+
+def test_the_picture_shows_members_and_the_forecast(world, tmp_path):
+    time = world.span[0]
+    state, later = (world.state(time + timedelta(hours=h)).numpy() for h in (0, 6))
+    errors = {"analysis": StateErrors(0.2, {})}
+    result = DemoResult(analyses=[(time, errors)], fields={time: state})
+    result.members = np.stack([f[42] for f in (state, later)])
+    result.forecast = time + timedelta(hours=6), later
+    panels = []
+    for forecast in (later, state):
+        result.forecast = time + timedelta(hours=6), forecast
+        with Image.open(draw_demo(result, world, tmp_path / "demo.png")) as picture:
+            width, height = picture.size
+            rows = [picture.crop((0, int(y * height), width // 2, int((y + 0.2) * height)))
+                    for y in (0.03, 0.27, 0.52)]  # fmt: skip
+            panels.append([np.asarray(row.convert("RGB")) for row in rows])
+    first, second = panels
+    assert [np.array_equal(a, b) for a, b in zip(first, second, strict=True)] == [True, True, False]
+    assert len(np.unique(first[1].reshape(-1, 3), axis=0)) > 100  # spread, coasts and contours
 
 
 def test_the_truth_has_no_error_and_a_shifted_one_has_the_shift(world):

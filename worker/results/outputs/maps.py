@@ -71,8 +71,16 @@ class WorldMap:
         bar.ax.tick_params(labelsize=7, labelcolor=GREY, length=2)
         bar.outline.set(color=GREY, linewidth=0.5)
 
-    def lines(self, field: Array, levels: Levels, colour: str = INK, width: float = 0.7) -> None:
-        """Draw labelled contour lines, where any of the levels occurs."""
+    def lines(
+        self,
+        field: Array,
+        levels: Levels,
+        colour: str = INK,
+        width: float = 0.7,
+        *,
+        labels: bool = True,
+    ) -> None:
+        """Draw contour lines, where any of the levels occurs, and label every second one."""
         inside = [x for x in levels if np.nanmin(field) < x < np.nanmax(field)]
         if not inside:
             return
@@ -84,7 +92,8 @@ class WorldMap:
             colors=colour,
             linewidths=width,
         )
-        self.axes.clabel(drawn, inside[::2], fontsize=6, fmt="%g", inline_spacing=2)
+        if labels:
+            self.axes.clabel(drawn, inside[::2], fontsize=6, fmt="%g", inline_spacing=2)
 
     def coasts(self, colour: str = INK, width: float = 0.45) -> None:
         """Draw the outlines of land over the field."""
