@@ -17,7 +17,7 @@ from typing import IO
 
 from deploy.preloaded import MODULES, WORKER_MODULES, Fork, Preloaded
 
-__all__ = ["KINDS", "Fork", "run_warm", "start_warm"]
+__all__ = ["KINDS", "REPOSITORY", "Fork", "run_warm", "start_warm"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

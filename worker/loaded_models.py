@@ -104,7 +104,7 @@ class LoadedModel:
     model: LatentModel
     folder: Path
     arithmetic: Arithmetic = Arithmetic()
-    weights: StoredWeights = field(default_factory=lambda: StoredWeights([]))
+    weights: StoredWeights = field(default_factory=StoredWeights)
 
     @property
     def info(self) -> ModelInfo:
@@ -161,7 +161,11 @@ class LoadedModels:
             model.weights.rest()
 
     def wake(self) -> None:
-        """Read the freed weights again."""
+        """Read the freed weights again, before anything computes with them.
+
+        Raises:
+            CheckpointError: If a file of a bundle was written to since it was loaded.
+        """
         for model in self.models:
             model.weights.wake()
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
@@ -37,18 +38,15 @@ def draw_demo(result: DemoResult, world: World, path: Path) -> Path:
         The path of the PNG.
     """
     time, fields = list(result.fields.items())[-1]
-    names = [c.name for c in world.channels]
-    z500 = names.index("geopotential_500hPa")
     truth = world.state(time).numpy()
     figure = new_figure(13, 17)
     layout = figure.add_gridspec(4, 2, height_ratios=[1, 1, 1, 0.8])
     axes = [[figure.add_subplot(layout[row, column]) for column in (0, 1)] for row in range(3)]
     _weather(axes[0][0], world, fields, f"analysis, {time:%d %b %H UTC}")
     _weather(axes[0][1], world, truth, f"simulated truth, {time:%d %b %H UTC}")
-    if result.members is not None:
-        heights = (result.members / (10 * GRAVITY)).astype(np.float32)
-        _members(axes[1][0], world, heights)
-    _difference(axes[1][1], world, (fields[z500] - truth[z500]) / GRAVITY)
+    if result.geopotential is not None:
+        _members(axes[1][0], world, result.geopotential / GRAVITY)
+    _difference(axes[1][1], world, _height(world, fields) - _height(world, truth))
     if result.forecast is not None:
         until, states = result.forecast
         _weather(axes[2][0], world, states, f"forecast for {until:%d %b %H UTC}")
@@ -60,23 +58,32 @@ def draw_demo(result: DemoResult, world: World, path: Path) -> Path:
     return save(figure, path)
 
 
+def _channel(world: World, state: Field, name: str) -> Field:
+    """Return one channel (Y, X) of a state (C, Y, X)."""
+    field: Field = state[[c.name for c in world.channels].index(name)]
+    return field
+
+
+def _height(world: World, state: Field) -> Field:
+    """Return the height of 500 hPa of a state (C, Y, X), m."""
+    return _channel(world, state, "geopotential_500hPa") / GRAVITY
+
+
 def _weather(axes: Axes, world: World, state: Field, title: str) -> None:
     """Draw 2 m temperature, with contours of the height of 500 hPa."""
-    names = [c.name for c in world.channels]
-    celsius = state[names.index("2m_temperature")] - ZERO_CELSIUS
+    celsius = _channel(world, state, "2m_temperature") - ZERO_CELSIUS
     shown = world_field(axes, world.grid, celsius, title, "deg C", bounds=(-60.0, 45.0), steps=21)
-    height = state[names.index("geopotential_500hPa")] / GRAVITY
-    shown.lines(height / 10, HEIGHTS, "white", 0.8)
+    shown.lines(_height(world, state) / 10, HEIGHTS, "white", 0.8)
 
 
-def _members(axes: Axes, world: World, heights: Field) -> None:
-    """Draw the spread of the members' heights (M, Y, X), dam, under some contours of each of them."""
-    spread = 10 * heights.std(axis=0)
+def _members(axes: Axes, world: World, heights: xr.Dataset) -> None:
+    """Draw the spread of heights, m, under some contours of each member."""
+    spread = heights["z_spread"].values
     title = f"spread, and {', '.join(f'{x:.0f}' for x in OF_MEMBERS)} dam of each member"
     bounds = 0.0, _round_limit(spread)
     shown = world_field(axes, world.grid, spread, title, "m", colours="viridis", bounds=bounds)
-    for height in heights:
-        shown.lines(height, np.array(OF_MEMBERS), "white", 0.5, labels=False)
+    for height in heights["z"].values:
+        shown.lines(height / 10, np.array(OF_MEMBERS), "white", 0.5, labels=False)
 
 
 def _difference(axes: Axes, world: World, error: Field) -> None:

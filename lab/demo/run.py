@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -66,7 +67,7 @@ class DemoResult:
         reports: Values sent by hour.
         files: Downloaded files.
         fields: Mean analyses (C, Y, X) by valid time.
-        members: Geopotential at 500 hPa of the members of the last analysis, with shape (M, Y, X).
+        geopotential: `z` of each member and `z_spread` of the last analysis, at 500 hPa.
         forecast: Valid time and mean (C, Y, X) of the last state of the forecast.
     """
 
@@ -75,7 +76,7 @@ class DemoResult:
     reports: dict[datetime, int] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     fields: dict[datetime, np.ndarray] = field(default_factory=dict)
-    members: np.ndarray | None = None
+    geopotential: xr.Dataset | None = None
     forecast: tuple[datetime, np.ndarray] | None = None
 
     @property
@@ -179,7 +180,10 @@ class Demo:
             "outputs": ["netcdf", "feedback", "quicklook"],
         }
         analysis_id = self._job(f"analysis of {time:%d %b %H UTC}", spec)
-        fields = self._fields(analysis_id)[0]
+        with self.client.open(analysis_id, self.options.output / "files") as dataset:
+            fields = channel_fields(dataset, self.world.channels)
+            aloft = dataset[["z", "z_spread"]].sel(air_pressure=5.0e4)
+            self.result.geopotential = aloft.isel(time=0).load()
         truth = self.world.state(time)
         climate = climatological_states(self.model, [time])[0]
         errors = {"climatology": self.score(climate, truth), "analysis": self.score(fields, truth)}
@@ -187,8 +191,6 @@ class Demo:
             errors["background"] = self.score(background, truth)
         self.result.analyses.append((time, errors))
         self.result.fields[time] = fields
-        with self.client.open(analysis_id, self.options.output / "files") as dataset:
-            self.result.members = dataset["z"].sel(air_pressure=5.0e4).isel(time=-1).values
         return analysis_id
 
     def _forecast(self, time: datetime, analysis_id: str) -> list[np.ndarray]:
@@ -203,7 +205,9 @@ class Demo:
             "fields": "mean",
         }
         forecast_id = self._job(f"forecast from {time:%d %b %H UTC}", spec)
-        states = self._fields(forecast_id)
+        with self.client.open(forecast_id, self.options.output / "files") as dataset:
+            count = dataset.sizes["time"]
+            states = [channel_fields(dataset, self.world.channels, i) for i in range(count)]
         start = self.result.fields[time]
         self.result.forecast = time + self.options.lead * HOUR, states[-1]
         for lead in _shown_leads(self.options.lead):
@@ -216,11 +220,6 @@ class Demo:
             }
             self.result.forecasts.append((lead, errors))
         return states
-
-    def _fields(self, analysis_id: str) -> list[np.ndarray]:
-        with self.client.open(analysis_id, self.options.output / "files") as dataset:
-            count = dataset.sizes["time"]
-            return [channel_fields(dataset, self.world.channels, i) for i in range(count)]
 
 
 def _begin(progress: Progress, label: str, total: int | None = None) -> TaskID:

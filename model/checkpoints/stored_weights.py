@@ -7,6 +7,7 @@ memory goes and comes back, so what refers to them stays valid.
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -78,7 +79,7 @@ def _state(descriptor: int) -> tuple[int, int]:
 class StoredWeights:
     """The large arrays of a model that its bundle stores; nothing may compute while they rest."""
 
-    def __init__(self, files: list[_File]) -> None:
+    def __init__(self, files: Sequence[_File] = ()) -> None:
         self._files = files
         self._absent: list[tuple[_File, dict[str, Tensor]]] = []
 
@@ -118,7 +119,7 @@ def stored_weights(folder: Path, model: LatentModel) -> StoredWeights:
     """
     card = folder / CARD_NAME
     if sys.platform != "linux" or model.device.type != "cpu" or not card.is_file():
-        return StoredWeights([])
+        return StoredWeights()
     modules: dict[str, nn.Module | None] = {
         "autoencoder": model.autoencoder,
         "backbone": model.denoise.backbone,

@@ -116,10 +116,12 @@ async def follow_job(
     seen = parse_event_id(last_event_id)
     newest = await to_thread.run_sync(jobs.newest_event, job_id)
     job = await to_thread.run_sync(find_job, gateway, caller, job_id)
-    if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
-        return Response(status_code=204)  # EventSource does not reconnect
-    if seen is not None and StreamId.parse(seen) > StreamId.parse(newest):
-        seen = None  # of a stream that was lost: no event of this job would come after it
+    if seen is not None:
+        place, end = StreamId.parse(seen), StreamId.parse(newest)
+        if job.done and place >= end:
+            return Response(status_code=204)  # EventSource does not reconnect
+        if place > end:
+            seen = None  # of a stream that was lost: no event of this job would come after it
     events = _job_events(gateway, job, seen, newest, caller)
     return stream(gateway, events, f"/v1/jobs/{job_id}")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import xarray as xr
 from PIL import Image
 
 from lab.demo.picture import draw_demo
@@ -81,18 +82,23 @@ def test_the_picture_shows_members_and_the_forecast(world, tmp_path):
     state, later = (world.state(time + timedelta(hours=h)).numpy() for h in (0, 6))
     errors = {"analysis": StateErrors(0.2, {})}
     result = DemoResult(analyses=[(time, errors)], fields={time: state})
-    result.members = np.stack([f[42] for f in (state, later)])
-    result.forecast = time + timedelta(hours=6), later
+    z500 = [c.name for c in world.channels].index("geopotential_500hPa")
+    members = np.stack([field[z500] for field in (state, later)])
     panels = []
-    for forecast in (later, state):
+    for shown, forecast in ((members, later), (members, state), (members[:1], state)):
+        spread = np.ptp(shown, axis=0) / 2
+        dims = ("latitude", "longitude")
+        values = {"z": (("realization", *dims), shown), "z_spread": (dims, spread)}
+        result.geopotential = xr.Dataset(values)
         result.forecast = time + timedelta(hours=6), forecast
         with Image.open(draw_demo(result, world, tmp_path / "demo.png")) as picture:
             width, height = picture.size
             rows = [picture.crop((0, int(y * height), width // 2, int((y + 0.2) * height)))
                     for y in (0.03, 0.27, 0.52)]  # fmt: skip
             panels.append([np.asarray(row.convert("RGB")) for row in rows])
-    first, second = panels
+    first, second, third = panels
     assert [np.array_equal(a, b) for a, b in zip(first, second, strict=True)] == [True, True, False]
+    assert [np.array_equal(a, b) for a, b in zip(second, third, strict=True)] == [True, False, True]
     assert len(np.unique(first[1].reshape(-1, 3), axis=0)) > 100  # spread, coasts and contours
 
 

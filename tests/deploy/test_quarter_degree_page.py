@@ -6,7 +6,6 @@ import shlex
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -19,11 +18,10 @@ from model.checkpoints.bundle import load_checkpoint
 from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE
 from tests.model.checkpoint_parts import write_layout
 from tests.model.parity_folder import write_folder
-from tests.warm_start import run_warm
+from tests.warm_start import REPOSITORY, run_warm
 from tests.worker.processes import wait_for
 from tests.worker.tables import make_table
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "quarter-degree.md").read_text()
 COMMANDS = [
     line

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.warm_start import KINDS, Fork, start_warm
+from tests.warm_start import KINDS, REPOSITORY, Fork, start_warm
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STUB = REPOSITORY / "tests" / "worker" / "stubs" / "gpu_worker.py"
 QUICK = {
     "APPA_LEASE_SECONDS": "2.0",

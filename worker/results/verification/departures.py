@@ -60,8 +60,8 @@ __all__ = [
     "DepartureStatistics",
     "IMPACT",
     "Impact",
-    "departure_statistics",
     "WithheldErrors",
+    "departure_statistics",
     "estimate_impact",
     "layer_names",
     "withheld_errors",
@@ -308,7 +308,7 @@ def withheld_errors(feedback: pa.Table, analysis: Equivalents, new: BoolArray) -
     """
     withheld = is_one_of(feedback, "rejected_by", ["withheld"]) & new
     rows = _with_background(feedback, analysis, withheld)
-    rows = rows[:: -(-len(rows) // MAX_WITHHELD)] if len(rows) else rows
+    rows = rows[:: max(1, -(-len(rows) // MAX_WITHHELD))]
     after = analysis.at(rows)
     before, value = (float_column(feedback, n)[rows] for n in ("background_departure", "obs_value"))
     return WithheldErrors(rows, before / after.errors, (value - after.hofx.mean(0)) / after.errors)
