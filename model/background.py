@@ -64,12 +64,14 @@ class Propagation:
 
     Arguments:
         tangent: Tangent linear of :math:`F - \rho A`, from (1, k, c, h, w) to (1, n).
-        known: k, the number of analysed states.
+        background: The states that F was linearised along: k analysed ones and their forecast, with
+            shape (K, c, h, w).
         remainder: :math:`\rho`, the factor on the model error.
     """
 
-    def __init__(self, tangent: Tangent, known: int, remainder: float) -> None:
-        self.tangent, self.known, self.remainder = tangent, known, remainder
+    def __init__(self, tangent: Tangent, background: Tensor, remainder: float) -> None:
+        self.tangent, self.background, self.remainder = tangent, background, remainder
+        self.known = tangent.x.shape[1]
 
     def jvp(self, x: Tensor) -> Tensor:
         """Return T x for a blanket (1, K, c, h, w)."""
@@ -126,13 +128,13 @@ def around_forecast(model: LatentModel) -> Around | None:
 
     def around(analysed: Tensor, date: Tensor) -> BackgroundPrior:
         analysed, date = analysed.to(model.dtype).to(model.device), date.to(model.device)
-        background = shifted_forecast(forecast, analysed, date, known.sigma)
         if known.remainder is None:
+            background = shifted_forecast(forecast, analysed, date, known.sigma)
             return BackgroundPrior(background, errors, spread=known.spread)
         propagation = propagate_errors(
             forecast, errors, analysed, date, known.sigma, known.remainder
         )
-        return BackgroundPrior(background, errors, propagation, known.spread)
+        return BackgroundPrior(propagation.background, errors, propagation, known.spread)
 
     return around
 
@@ -158,14 +160,20 @@ def propagate_errors(
     known, size = len(analysed), len(date)
     regression = errors.given(forecast_profile(size, known, EXACT).to(analysed.device))
 
-    def grown(states: Tensor) -> Tensor:
+    def follows(states: Tensor) -> Tensor:
         blanket = torch.cat([states, states.new_zeros(1, size - known, *states.shape[2:])], 1)
-        follows = regression.gain(blanket)[:, known:]
-        return (expected_states(denoise, states, date, sigma) - remainder * follows).flatten(1)
+        return regression.gain(blanket)[:, known:]
+
+    def grown(states: Tensor) -> Tensor:
+        expected = expected_states(denoise, states, date, sigma)
+        return (expected - remainder * follows(states)).flatten(1)
 
     # Compiled functions have first derivatives only.
     with torch.compiler.set_stance("force_eager"):
-        return Propagation(Tangent(grown, analysed[None]), known, remainder)
+        tangent = Tangent(grown, analysed[None])
+    average = remainder * follows(tangent.x)
+    forecast = tangent.y.view_as(average) + average  # known by now: not evaluated again
+    return Propagation(tangent, torch.cat([analysed, forecast[0]]), remainder)
 
 
 @torch.no_grad()

@@ -108,6 +108,7 @@ def test_the_mean_is_that_of_errors_that_grew_with_the_flow():
 
     background = shifted_forecast(bent, analysed, DATE, sigma)
     propagation = propagate_errors(bent, errors, analysed, DATE, sigma, remainder)
+    torch.testing.assert_close(propagation.background, background)
     settings = PriorStartSettings(tolerance=1e-6, propagated_iterations=80, member_iterations=1)
     around = BackgroundPrior(background, errors, propagation)
     start = PriorStart(around, conditions, 0, (0, 1), settings, transform=propagation)
