@@ -45,12 +45,56 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W')."""
+        if self._learns_depthwise(x):
+            kind, bias = product_type(x), cast(Tensor, self.bias)
+            mixed: Tensor = _Depthwise.apply(x.to(kind), self.weight.to(kind), bias.to(kind))  # type: ignore[no-untyped-call]
+            return mixed
         if self.weight.requires_grad or self.stride != (1, 1) or not plain_autograd(x):
             return super().forward(x)
         kind = product_type(x)
         fixed = FixedConvolution(self.weight, _padding(self), kind, groups=self.groups)
         y: Tensor = fixed_convolution(x, fixed, self.bias)
         return y
+
+    def _learns_depthwise(self, x: Tensor) -> bool:
+        """Whether the gradient of a depthwise kernel is compiled for a processor."""
+        depthwise = self.groups == self.in_channels == self.out_channels and self.bias is not None
+        simple = self.stride == self.dilation == (1, 1) and self.padding in (0, (0, 0))
+        trained = self.weight.requires_grad and x.device.type == "cpu"
+        return torch.compiler.is_compiling() and depthwise and simple and trained
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution without padding, with a fast gradient of its kernel when compiled.
+
+    oneDNN takes 76 ms for the gradient of 384 kernels of 5 x 5 over 24 images of 12 x 24 in bfloat16
+    on two cores, the sums below, which `torch.compile` fuses, 5 ms. Run one by one they take 158 ms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        rows, columns = weight.shape[-2:]
+        border = (columns - 1, columns - 1, rows - 1, rows - 1)
+        image = F.conv2d(F.pad(gradient, border), weight.flip(2, 3), groups=len(weight))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        seen, back = (v.permute(0, 2, 3, 1).to(wide) for v in (x, gradient))
+        height, width = gradient.shape[-2:]
+        kernel = torch.stack(
+            [
+                (seen[:, i : i + height, j : j + width] * back).sum((0, 1, 2))
+                for i in range(rows)
+                for j in range(columns)
+            ],
+            dim=-1,
+        )
+        bias = back.sum((0, 1, 2))
+        return image, kernel.reshape(weight.shape).to(weight.dtype), bias.to(weight.dtype)
 
 
 class ChannelNorm(nn.Module):

@@ -206,6 +206,17 @@ def test_compiled_blocks_give_the_same_in_one_graph_each():
     assert not any("_orig_mod" in name for name in model.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # read while tracing
+def test_compiled_blocks_have_the_same_gradients():
+    model = build(replace(TINY, local_size=3))
+    x, t = blankets(), torch.zeros((), dtype=torch.float64)
+    plain = torch.autograd.grad(model(x, t, DATE).square().sum(), list(model.parameters()))
+    model.compile_blocks(backend="aot_eager", fullgraph=True)
+    compiled = torch.autograd.grad(model(x, t, DATE).square().sum(), list(model.parameters()))
+    for found, wanted in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_local_mixing_sees_neighbours_around_the_globe_and_stops_at_the_poles():
     grid = (2, 3, 4)
     mixing = LocalMixing(5, 3).double()
