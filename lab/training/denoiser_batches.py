@@ -11,6 +11,7 @@ profiles is kept and gradually renewed.
 """
 
 import math
+from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import cast
@@ -29,6 +30,7 @@ __all__ = [
     "Batches",
     "Profile",
     "ProfileLibrary",
+    "ReusedBatches",
     "draw_profile",
 ]
 
@@ -308,6 +310,32 @@ class Batches:
             scaled = _scaled(x[rows], estimate, drawn.scalings, levels)
             parts.append((*scaled, weight.reshape(1, -1, 1, 1, 1).expand(len(rows), -1, 1, 1, 1)))
         return parts[::-1]
+
+
+class ReusedBatches:
+    """Return each batch several times, with others between.
+
+    The closed form's estimates of a batch take a fifth of a step on a processor.
+
+    Arguments:
+        batches: Draws new ones.
+        uses: How often each is returned.
+        apart: Batches kept for later, each about 190 MB with 24 blankets of appa-t31.
+    """
+
+    def __init__(self, batches: Batches, uses: int, apart: int = 12) -> None:
+        self.batches, self.uses, self.apart = batches, uses, apart
+        self._kept: deque[tuple[DenoiserBatch, int]] = deque()
+
+    def draw(self, step: int) -> DenoiserBatch:
+        """Return the batch of one step: a new one, or the one kept longest."""
+        if step % self.uses == 0 or len(self._kept) < self.apart:
+            batch, left = self.batches.draw(step), self.uses
+        else:
+            batch, left = self._kept.popleft()
+        if left > 1:
+            self._kept.append((batch, left - 1))
+        return batch
 
 
 def _scaled(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lab.training.background_errors import attach_background_errors, first_guess
-from lab.training.denoiser_batches import AnalysisErrors, Batches, draw_profile
+from lab.training.denoiser_batches import AnalysisErrors, Batches, ReusedBatches, draw_profile
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
 from lab.training.export import adopt_session
 from lab.training.gpu_session import Session, load_weights, run, save_weights, train
@@ -82,6 +82,22 @@ def test_a_batch_depends_on_its_step_alone(model):
     first, again = (Batches(data, prior, **options).draw(7) for _ in range(2))
     torch.testing.assert_close(first.seen, again.seen)
     assert not torch.equal(first.x, Batches(data, prior, **options).draw(8).x)
+
+
+@pytest.mark.parametrize("uses", [2, 3])
+def test_reused_batches_come_back_with_others_between(model, uses):
+    prior = model.denoise.base
+    options = {"blankets": 1, "levels": 1, "sigma": (0.1, 5.0), "unequal": 0.0, "device": "cpu"}
+    reused = ReusedBatches(Batches(drawn_from(prior, 8), prior, **options), uses, apart=4)
+    drawn = [reused.draw(step) for step in range(60)]
+    steps: dict[int, list[int]] = {}
+    for step, batch in enumerate(drawn):
+        steps.setdefault(id(batch), []).append(step)
+    assert {len(found) for found in steps.values()} <= set(range(1, uses + 1))
+    # One step in `uses` draws a new batch, and so do the first ones.
+    assert len(steps) == pytest.approx(60 / uses, abs=4)
+    for found in steps.values():
+        assert all(b - a >= 4 for a, b in zip(found, found[1:], strict=False))
 
 
 def test_profiles_are_forecasts_rolling_or_stretches():
