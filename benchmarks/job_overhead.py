@@ -33,6 +33,7 @@ from rich.table import Table
 from deploy.local import LocalStack, StackOptions
 from worker.contract.jobs import JobRecord, Phase
 from worker.contract.records import utc_now
+from worker.idle_memory import IDLE_SECONDS
 from worker.observations.columns import build_table
 from worker.observations.decoders.base import DecodeContext
 
@@ -155,7 +156,8 @@ def used(tree: Sequence[psutil.Process]) -> float:
 
 def idle(stack: LocalStack, seconds: float) -> dict[str, object]:
     """Memory of a stack that has nothing to do, and its share of a core, by part."""
-    time.sleep(min(seconds, 5.0))  # what follows the start has ended
+    # What follows the start has ended: a worker gives memory back once it has been idle for a while.
+    time.sleep(IDLE_SECONDS + 5.0)
     trees = processes(stack)
     before = {name: used(tree) for name, tree in trees.items()}
     began = time.perf_counter()
