@@ -266,7 +266,8 @@ class PriorStartSettings:
         iterations: The largest number of conjugate gradients for the posterior mean.
         tolerance: Of its residual, relative to the right-hand side.
         steps: Gauss-Newton steps of the mean.
-        guessed_steps: The same from a first guess, which is nearer than climatology.
+        guessed_steps: The same from a first guess or around a background, which are nearer than
+            climatology.
         propagated_iterations: The largest number for the mean with flow-dependent errors: each takes
             two products with the tangent linear of the network.
         member_iterations: The largest number for the deviation of a member from the mean.
@@ -294,7 +295,7 @@ class PriorStartSettings:
             guessed: Whether it starts from a first guess instead of climatology.
             propagated: Whether errors are propagated by the tangent-linear forecast.
         """
-        steps = self.guessed_steps if guessed else self.steps
+        steps = self.guessed_steps if guessed or propagated else self.steps
         iterations = self.iterations
         if propagated:
             iterations = min(iterations, self.propagated_iterations)
