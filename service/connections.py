@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from model.domain.files import RepeatedName, distinct_names
 from service.errors import PROBLEM_JSON, PROBLEMS
 from service.problems import problem_response
 from service.query_parameters import is_unicode
@@ -30,6 +32,7 @@ __all__ = ["BodyLimit", "ConnectionLimits", "limited_protocol"]
 
 log = structlog.get_logger()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SMALL_BODY = 32 * 1024
 _REASONS = {
     408: b"Request Timeout",
     431: b"Request Header Fields Too Large",
@@ -283,12 +286,15 @@ def limited_protocol(bounds: ConnectionLimits) -> type[HttpToolsProtocol]:
     return type("BoundProtocol", (LimitedProtocol,), attributes)
 
 
-def _check_text(body: bytes) -> None:
-    """Refuse JSON with half of a surrogate pair: such text cannot be stored or sent back."""
-    if not _SURROGATE.search(body):
-        return
+def _check_json(body: bytes) -> None:
+    """Refuse JSON that repeats a name in an object, or has half of a surrogate pair: all values of the
+    name but one would be lost, and such text cannot be stored or sent back.
+    """
     try:
-        text = json.dumps(json.loads(body), ensure_ascii=False)
+        value = json.loads(body, object_pairs_hook=distinct_names)
+        text = json.dumps(value, ensure_ascii=False) if _SURROGATE.search(body) else ""
+    except RepeatedName as error:
+        raise HTTPException(422, f"Expected each name once; {error} of the body.") from None
     except (ValueError, RecursionError):
         return  # not JSON: the route that parses it reports that
     if not is_unicode(text):
@@ -347,7 +353,10 @@ class BodyLimit:
                 detail = f"Expected a body of at most {self.limit} bytes."
                 raise HTTPException(413, detail, headers=close)
             if not more:
-                _check_text(bytes(body))
+                if len(body) < _SMALL_BODY:
+                    _check_json(bytes(body))
+                else:  # a megabyte of objects takes tenths of a second
+                    await to_thread.run_sync(_check_json, bytes(body))
             return message
 
         return receive_bounded

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from model.domain.errors import InvalidInput, UnknownName
+from model.domain.files import distinct_names
 from worker.contract.kinds import FIRST_YEAR, LAST_YEAR
 
 __all__ = [
@@ -140,7 +141,7 @@ def _bad_interval(text: str) -> InvalidInput:
 def json_object(field: str, text: str) -> dict[str, Any]:
     """Return the JSON object in `text`, after a check that it can be stored and sent back unchanged."""
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=distinct_names)
     except RecursionError:
         raise _too_deep(field) from None
     except ValueError as error:

@@ -71,6 +71,21 @@ def test_fields_that_do_not_fit_say_what_was_expected_and_what_came_once(http, w
     assert errors_of(cut)["body"]["message"] == "Expected JSON; Expecting value at character 9."
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/jobs", '{"kind":"filtering","kind":"forecast","valid_time":"x"}', "kind"),
+        ("/v1/jobs", '{"kind":"filtering","observations":{"lag":1,"lag":1}}', "lag"),
+        ("/v1/webhooks", '{"url":"https://a.example/","url":"https://b.example/"}', "url"),
+        ("/v1/stac/search", r'{"limit": 1, "lim\u0069t": 2}', "limit"),
+    ],
+)
+def test_a_name_that_a_body_repeats_is_refused(http, worker, path, body, name) -> None:
+    answer = http.post(path, content=body, headers={"Content-Type": "application/json"})
+    expected = f"Expected each name once; the name '{name}' is repeated in an object of the body."
+    assert (answer.status_code, answer.json()["detail"]) == (422, expected)
+
+
 def test_how_to_compute_is_chosen_among_what_workers_report(http, worker) -> None:
     chosen = {"sampler": "ddim", "guidance": "mmps", "precision": "float32", "steps": 8}
     job = http.post("/v1/jobs", json={**FILTERING, **chosen}).json()

@@ -1,9 +1,7 @@
 """Decode GeoJSON points (RFC 7946) with one observed value, or several, in their properties."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.domain.errors import DecodeError
+from model.domain.files import distinct_names
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, text_of
 from worker.observations.decoders.frame import ACCEPTED, RowFaults, decode_frame
 
@@ -36,7 +35,9 @@ def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
             reason="too_large",
         )
     try:
-        document = json.loads(path.read_bytes(), parse_int=_integer, object_pairs_hook=_object)
+        document = json.loads(
+            path.read_bytes(), parse_int=_integer, object_pairs_hook=distinct_names
+        )
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"Expected GeoJSON; {error}.", reason="undecodable") from error
     features = _features(document)
@@ -155,19 +156,6 @@ def _text(value: Any, name: str) -> str:
 
 
 _IDENTIFIERS = ("station_id", "platform")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; of a repeated name all values but one would be lost.
-
-    Raises:
-        ValueError: If a name is repeated.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = max(Counter(name for name, _ in pairs).items(), key=itemgetter(1))[0]
-        raise ValueError(f"the name {twice[:100]!r} is repeated in an object")
-    return found
 
 
 def _integer(digits: str) -> int | float:
