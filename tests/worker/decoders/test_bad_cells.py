@@ -201,6 +201,53 @@ def test_features_are_numbered_and_null_is_unknown(tmp_path):
     assert decoded.table["station_id"].to_pylist()[-1] == "?"
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (["06260", 1], "'[\"06260\", 1]'"),
+        ({"wigos": "0-20000-0-10384"}, '\'{"wigos": "0-20000-0-10384"}\''),
+        ([], "'[]'"),
+        (True, "'true'"),
+        (["x" * 1000], f"'[\"{'x' * 78}'"),
+    ],
+    ids=["list", "object", "empty", "true", "long"],
+)
+@pytest.mark.parametrize("name", ["station_id", "platform", "units", "time", "elevation"])
+def test_a_property_that_is_neither_text_nor_number(tmp_path, name, value, shown):
+    """`['06260', 1]`, as Python writes a list, was taken for the name of a station."""
+    good, units = {"variable": "t2m", "obs_value": 275.0}, {"units": "K"}
+    decoded = geojson(tmp_path, [feature({**good, **units, name: value}), feature(good)])
+    assert len(decoded.table) == 1
+    assert dict(decoded.report.rejected) == {"invalid_table": 1}
+    assert details(decoded) == [f"column '{name}', feature 1: got {shown}"]
+
+
+def test_other_places_where_geojson_has_lists_and_objects(tmp_path):
+    values = {"t2m": {"value": [275.0]}, "msl": {"value": 1e5, "units": {"a": 1}}, "sst": [1]}
+    decoded = geojson(
+        tmp_path,
+        [
+            feature({"values": values}),
+            feature({"values": {"t2m": 275.0}}, ([13.4], 52.47)),
+            feature({"variable": ["t2m"], "obs_value": 275.0}),
+            {**feature({"values": {"t2m": 275.0}}), "geometry": {"type": ["Point"]}},
+            feature({"values": {"t2m": 275.0}}),
+        ],
+    )
+    assert len(decoded.table) == 1
+    assert sorted(details(decoded)) == [
+        "column 'lon', feature 2: got '[13.4]'",
+        "column 'obs_value', feature 1: got '[1]'",
+        "column 'obs_value', feature 1: got '[275.0]'",
+        "column 'units', feature 1: got '{\"a\": 1}'",
+        "column 'variable', feature 3: got '[\"t2m\"]'",
+        'feature 4: expected a Point; got ["Point"]',
+    ]
+    path = tmp_path / "none.geojson"
+    path.write_text('{"features": [], "type": {"Feature": true}}')
+    assert details(decode_file(path))[0].endswith('got type {"Feature": true}.')
+
+
 def test_a_text_where_netcdf_should_hold_numbers(tmp_path):
     path = tmp_path / "x.nc4"
     with netCDF4.Dataset(path, "w") as data:
