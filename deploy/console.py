@@ -197,6 +197,11 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun, as `1 file` or `2 files`; nouns that take an `s` alone."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def json_object(text: str | None, option: str) -> dict[str, Any]:
     """Return the JSON object given to `option`, as text or after `@` the name of a file.
 
