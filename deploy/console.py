@@ -29,6 +29,7 @@ from rich.table import Table
 from appa_client import AppaClient, AppaClientError, GatewayError
 from deploy.json_answer import AsJson, print_json, progress_aside
 from model.domain.errors import AppaError
+from model.domain.times import read_time
 from worker.contract.layout import Layout
 from worker.contract.settings import InstallationSettings
 
@@ -39,6 +40,7 @@ __all__ = [
     "DataFolder",
     "Key",
     "Url",
+    "counted",
     "err",
     "gateway_client",
     "duration",
@@ -154,10 +156,9 @@ def utc_time(text: str) -> datetime:
         BadParameter: If it is not a time.
     """
     try:
-        found = datetime.fromisoformat(text)
+        return read_time(text)
     except ValueError:
         raise typer.BadParameter(f"Expected a time such as 2003-10-01T06; got '{text}'.") from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def short_time(time: datetime | None, form: str = "%m-%d %H:%M") -> str:

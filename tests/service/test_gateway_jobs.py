@@ -227,6 +227,23 @@ def test_unknown_job(http) -> None:
     assert http.get("/v1/jobs/job-1/events").status_code == 404
 
 
+def test_a_leap_second_is_the_second_that_follows(http, worker) -> None:
+    job = submit(http, valid_time="2016-12-31T23:59:60Z")
+    assert job["spec"]["valid_time"] == "2017-01-01T00:00:00Z"
+    for parameters in (
+        {"valid_from": "2016-12-31T23:59:60Z"},
+        {"valid_to": "2017-01-01T00:59:60+01:00"},
+    ):
+        assert http.get("/v1/analyses", params=parameters).status_code == 200
+    interval = {"datetime": "2016-12-31T23:59:60Z/2017-01-01T00:00:00Z"}
+    assert http.get("/v1/stac/search", params=interval).status_code == 200
+    interval = {"datetime": "2016-12-31T23:59:60Z/2016-12-31T23:59:59Z"}
+    assert "datetime" in errors_of(http.get("/v1/stac/search", params=interval))
+    for time in ("2016-12-31T23:59:61Z", "9999-12-31T23:59:60Z", "2016-12-32T23:59:60Z"):
+        answer = http.get("/v1/analyses", params={"valid_from": time})
+        assert "query.valid_from" in errors_of(answer)
+
+
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:00:00-05:00"])
 def test_times_outside_the_calendar(http, worker, time: str) -> None:
     assert "valid_time" in errors_of(http.post("/v1/jobs", json={**FILTERING, "valid_time": time}))

@@ -11,7 +11,8 @@ import pytest
 
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
-from worker.observations.decoders.base import DecodeContext
+from worker.observations.decoders.base import DecodeContext, parse_times
+from worker.observations.decoders.bufr.identity import compose_time
 from worker.observations.decoders.decode import decode_file
 from worker.observations.decoders.table import decode_csv
 
@@ -88,6 +89,35 @@ def test_times_that_nanoseconds_cannot_hold(tmp_path):
     assert details(decoded) == ["column 'time', row 1"]
     text = f"{HEADER}\n9999-01-01T00:00Z,52,13,t2m,275\n2025-01,52,13,t2m,275\n2025,52,13,t2m,275\n"
     assert dict(csv(tmp_path, text).report.rejected) == {"no_time": 3}
+
+
+LEAP = {
+    "2016-12-31T23:59:60Z": datetime(2017, 1, 1, tzinfo=UTC),
+    "2016-12-31 23:59:60": datetime(2017, 1, 1, tzinfo=UTC),
+    "20161231T235960.25Z": datetime(2017, 1, 1, 0, 0, 0, 250_000, tzinfo=UTC),
+    "2017-01-01T00:59:60+01:00": datetime(2017, 1, 1, tzinfo=UTC),
+    "2016-12-31T23:59:61Z": None,
+    "2016-12-31T23:60:60Z": None,
+    "2016-12-31T23:59:600Z": None,
+}
+
+
+@pytest.mark.parametrize("form", ["csv", "geojson"])
+def test_a_leap_second_is_the_second_that_follows(tmp_path, form):
+    if form == "csv":
+        rows = "".join(f"{time},52,13,t2m,275\n" for time in LEAP)
+        decoded = csv(tmp_path, f"{HEADER}\n{rows}")
+    else:
+        decoded = geojson(
+            tmp_path, [feature({"time": time, "values": {"t2m": 275.0}}) for time in LEAP]
+        )
+    assert decoded.table["time"].to_pylist() == [time for time in LEAP.values() if time]
+    assert dict(decoded.report.rejected) == {"no_time": 3}
+
+
+def test_a_leap_second_is_that_of_bufr():
+    parts = (np.array([float(n)]) for n in (2016, 12, 31, 23, 59, 60))
+    assert parse_times(np.array(["2016-12-31T23:59:60Z"], object)) == compose_time(*parts)
 
 
 def test_lines_are_those_of_the_file(tmp_path):
