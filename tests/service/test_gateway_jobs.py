@@ -147,6 +147,7 @@ def test_no_worker(start_gateway: StartGateway) -> None:
     answer = httpx.post(f"{gateway.url}/v1/jobs", json=FILTERING)
     assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
     assert answer.headers["retry-after"] == "60"
+    assert "no model worker has reported yet: one may still be starting" in answer.json()["detail"]
     stores = open_stores(gateway.redis_url, gateway.prefix)
     acting_worker.report(stores, ready=False)
     answer = httpx.post(f"{gateway.url}/v1/jobs", json=FILTERING)
