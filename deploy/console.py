@@ -29,6 +29,7 @@ from rich.table import Table
 from appa_client import AppaClient, AppaClientError, GatewayError
 from deploy.json_answer import AsJson, print_json, progress_aside
 from model.domain.errors import AppaError
+from model.domain.files import distinct_names
 from model.domain.times import read_time
 from worker.contract.layout import Layout
 from worker.contract.settings import InstallationSettings
@@ -212,7 +213,8 @@ def json_object(text: str | None, option: str) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+        text = Path(text[1:]).read_text() if text.startswith("@") else text
+        value = json.loads(text, object_pairs_hook=distinct_names)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(f"Expected JSON or @FILE; {error}.", param_hint=option) from error
     if not isinstance(value, dict):
