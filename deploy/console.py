@@ -29,6 +29,8 @@ from rich.table import Table
 from appa_client import AppaClient, AppaClientError, GatewayError
 from deploy.json_answer import AsJson, print_json, progress_aside
 from model.domain.errors import AppaError
+from model.domain.files import distinct_names
+from model.domain.times import read_time
 from worker.contract.layout import Layout
 from worker.contract.settings import InstallationSettings
 
@@ -39,6 +41,7 @@ __all__ = [
     "DataFolder",
     "Key",
     "Url",
+    "counted",
     "err",
     "gateway_client",
     "duration",
@@ -154,10 +157,9 @@ def utc_time(text: str) -> datetime:
         BadParameter: If it is not a time.
     """
     try:
-        found = datetime.fromisoformat(text)
+        return read_time(text)
     except ValueError:
         raise typer.BadParameter(f"Expected a time such as 2003-10-01T06; got '{text}'.") from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def short_time(time: datetime | None, form: str = "%m-%d %H:%M") -> str:
@@ -197,6 +199,11 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun, as `1 file` or `2 files`; nouns that take an `s` alone."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def json_object(text: str | None, option: str) -> dict[str, Any]:
     """Return the JSON object given to `option`, as text or after `@` the name of a file.
 
@@ -206,7 +213,8 @@ def json_object(text: str | None, option: str) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+        text = Path(text[1:]).read_text() if text.startswith("@") else text
+        value = json.loads(text, object_pairs_hook=distinct_names)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(f"Expected JSON or @FILE; {error}.", param_hint=option) from error
     if not isinstance(value, dict):

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from model.domain.files import RepeatedName, distinct_names
 from service.errors import PROBLEM_JSON, PROBLEMS
 from service.problems import problem_response
 from service.query_parameters import is_unicode
@@ -30,6 +32,7 @@ __all__ = ["BodyLimit", "ConnectionLimits", "limited_protocol"]
 
 log = structlog.get_logger()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SMALL_BODY = 32 * 1024
 _REASONS = {
     408: b"Request Timeout",
     431: b"Request Header Fields Too Large",
@@ -80,6 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_size = 0
         self._in_head = True
         self._in_message = False
+        self._unreadable = False
         self._refusal: tuple[str, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -113,6 +117,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._since_event += len(data)
+        if self._unreadable:  # what follows is not read; the requests before it have their answers
+            if self._since_event > self.limits.head_bytes:
+                self.transport.close()
+            return
         super().data_received(data)
         if self._since_event > self.limits.head_bytes and not self.transport.is_closing():
             self._refuse("header_too_large", self._too_large())
@@ -136,11 +144,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_size += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
-        self._since_event, self._in_head = 0, False
+        self._since_event = 0
         self._disarm()
         if self._head_size > self.limits.head_bytes:
             self._refusal = ("header_too_large", self._too_large())
             raise ValueError(self._too_large())  # ends in send_400_response
+        self._in_head = False
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -208,16 +217,36 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
+        if self._in_body():  # of a body, only the frame of its chunks can be malformed
+            msg = (
+                "Expected a body in chunks, each with its size in hexadecimal; got a malformed one."
+            )
         code, detail = self._refusal or ("bad_request", f"{msg} Send HTTP/1.1.")
         self._refuse(code, detail)
 
+    def _in_body(self) -> bool:
+        """Return whether the parser is between the head of a request and the end of its body."""
+        return self._in_message and not self._in_head
+
     def _refuse(self, code: str, detail: str) -> None:
-        """Send a problem document and close; a request under way has its own answer."""
+        """Send a problem document and close; whole requests before the refused one are answered first.
+
+        Nothing is sent where a part of the answer to the refused request has been.
+        """
         self._disarm()
-        if self._answered():
-            self.transport.write(_refusal(code, detail))
-        self.transport.close()
         log.info("connection_refused", client=self._address, code=code)
+        cycle = self.cycle
+        if cycle is not None and self._in_body():
+            if not (cycle.response_started or self.pipeline):
+                self.transport.write(_refusal(code, detail))
+                cycle.disconnected = True  # the route hears so, and what it answers is dropped
+                cycle.message_event.set()
+            self.transport.close()
+        elif cycle is not None and not cycle.response_complete:
+            self._unreadable, cycle.keep_alive = True, False
+        else:
+            self.transport.write(_refusal(code, detail))
+            self.transport.close()
 
 
 def _sender(address: str) -> str:
@@ -257,12 +286,15 @@ def limited_protocol(bounds: ConnectionLimits) -> type[HttpToolsProtocol]:
     return type("BoundProtocol", (LimitedProtocol,), attributes)
 
 
-def _check_text(body: bytes) -> None:
-    """Refuse JSON with half of a surrogate pair: such text cannot be stored or sent back."""
-    if not _SURROGATE.search(body):
-        return
+def _check_json(body: bytes) -> None:
+    """Refuse JSON that repeats a name in an object, or has half of a surrogate pair: all values of the
+    name but one would be lost, and such text cannot be stored or sent back.
+    """
     try:
-        text = json.dumps(json.loads(body), ensure_ascii=False)
+        value = json.loads(body, object_pairs_hook=distinct_names)
+        text = json.dumps(value, ensure_ascii=False) if _SURROGATE.search(body) else ""
+    except RepeatedName as error:
+        raise HTTPException(422, f"Expected each name once; {error} of the body.") from None
     except (ValueError, RecursionError):
         return  # not JSON: the route that parses it reports that
     if not is_unicode(text):
@@ -321,7 +353,10 @@ class BodyLimit:
                 detail = f"Expected a body of at most {self.limit} bytes."
                 raise HTTPException(413, detail, headers=close)
             if not more:
-                _check_text(bytes(body))
+                if len(body) < _SMALL_BODY:
+                    _check_json(bytes(body))
+                else:  # a megabyte of objects takes tenths of a second
+                    await to_thread.run_sync(_check_json, bytes(body))
             return message
 
         return receive_bounded

@@ -7,10 +7,12 @@ the problem document then names.
 import json
 import math
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from model.domain.errors import InvalidInput, UnknownName
+from model.domain.files import distinct_names
+from model.domain.times import read_time
 from worker.contract.kinds import FIRST_YEAR, LAST_YEAR
 
 __all__ = [
@@ -121,11 +123,10 @@ def parse_interval(text: str | None) -> tuple[datetime | None, datetime | None]:
 
 def _time(part: str, text: str) -> datetime:
     try:
-        time = datetime.fromisoformat(part.upper())
         if "T" not in part.upper():
             raise ValueError
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
+        return read_time(part.upper())
+    except ValueError:
         raise _bad_interval(text) from None
 
 
@@ -140,7 +141,7 @@ def _bad_interval(text: str) -> InvalidInput:
 def json_object(field: str, text: str) -> dict[str, Any]:
     """Return the JSON object in `text`, after a check that it can be stored and sent back unchanged."""
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=distinct_names)
     except RecursionError:
         raise _too_deep(field) from None
     except ValueError as error:

@@ -20,6 +20,7 @@ from deploy.console import (
     DEFAULT_DATA,
     AsJson,
     DataFolder,
+    counted,
     err,
     installed_layout,
     mebibytes,
@@ -131,10 +132,10 @@ def _in_folder(layout: Layout) -> list[str]:
 
 def _show_backup(place: str, made: BackupManifest) -> None:
     size = mebibytes(sum(part.size for part in made.parts))
-    text = f"{place}: {len(made.parts)} parts, {size}"
+    text = f"{place}: {counted(len(made.parts), 'part')}, {size}"
     out.print(text, markup=False, highlight=False, soft_wrap=True)
     moment = "of one moment" if made.one_moment else "read in parts while others wrote"
-    out.print(f"{made.keys} keys of Redis ({made.server}), {moment}", highlight=False)
+    out.print(f"{counted(made.keys, 'key')} of Redis ({made.server}), {moment}", highlight=False)
 
 
 @restore_app.command()
@@ -197,7 +198,8 @@ def _restore(
         return
     when = f"{manifest.created:%Y-%m-%d %H:%M} UTC"
     out.print(
-        f"restored {len(done.files)} files and {done.keys} keys of {when} into {layout.root}",
+        f"restored {counted(len(done.files), 'file')} and {counted(done.keys, 'key')} of {when} into "
+        f"{layout.root}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -220,8 +222,9 @@ def _check(folder: Path, layout: Layout, *, digests: bool, as_json: bool) -> Non
         print_json(asdict(found))
     else:
         out.print(
-            f"{found.results} results with {found.files} files, {found.uploads} uploads, "
-            f"{found.newer} results newer than the backup",
+            f"{counted(found.results, 'result')} with {counted(found.files, 'file')}, "
+            f"{counted(found.uploads, 'upload')}, "
+            f"{counted(found.newer, 'result')} newer than the backup",
             highlight=False,
         )
         for name, why in list(found.missing.items())[:_SHOWN]:
@@ -263,12 +266,15 @@ def recover(
     if as_json:
         print_json(asdict(found))
     else:
-        out.print(f"{found.results} results in the catalogue", highlight=False)
+        out.print(f"{counted(found.results, 'result')} in the catalogue", highlight=False)
         for noun, states in (("uploads", found.uploads), ("jobs", found.jobs)):
             _show_states(noun, states)
         _show_states("cycles", found.cycles)
         brought = ", ".join(f"{count} {noun}" for noun, count in found.restored.items())
-        out.print(f"{found.webhooks} webhooks; records brought back: {brought}", highlight=False)
+        out.print(
+            f"{counted(found.webhooks, 'webhook')}; records brought back: {brought}",
+            highlight=False,
+        )
         for name, why in found.unreadable.items():
             err.print(f"no result in '{name}': {why}", markup=False)
         for name in found.unusable:

@@ -25,6 +25,7 @@ from deploy.console import (
     step_progress,
     transfer_progress,
 )
+from model.domain.files import RepeatedName, distinct_names
 
 __all__ = ["follow_on_terminal"]
 
@@ -160,7 +161,9 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
         if not found:
             raise typer.BadParameter(f"Expected FIELD=VALUE; got '{pair}'.", param_hint="--set")
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=distinct_names)
+        except RepeatedName as error:
+            raise typer.BadParameter(f"{name}: {error}.", param_hint="--set") from None
         except ValueError:
             value = text
         *path, last = name.split(".")
@@ -179,7 +182,7 @@ def _specification(
     assignments: list[str],
 ) -> dict[str, Any]:
     """Return the body of the request: a file, then options, then `--set`; later ones take precedence."""
-    body: dict[str, Any] = json.loads(file.read_text()) if file else {}
+    body = json_object(f"@{file}", "--spec") if file else {}
     body |= {"kind": kind, **{k: v for k, v in given.items() if v is not None}}
     extra = _assignments(assignments)
     chosen = {k: v for k, v in selection.items() if v is not None}

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploy.console import AsJson, print_json
+from deploy.console import AsJson, counted, print_json
 
 if TYPE_CHECKING:
     from deploy.local import LocalStack
@@ -69,7 +69,9 @@ def demo(
         else:
             _print(console, result)
         _real_soundings(model, console)
-        console.print(f"{len(result.files)} files in {output / 'files'}, picture {picture}")
+        console.print(
+            f"{counted(len(result.files), 'file')} in {output / 'files'}, picture {picture}"
+        )
         console.print(f"took {time.monotonic() - began:.0f} s")
         if stay:
             console.print(f"look around at {stack.url}/web/map.html; Ctrl-C stops the system")

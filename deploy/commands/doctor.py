@@ -26,7 +26,16 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rich.markup import escape
 
-from deploy.console import DEFAULT_DATA, AsJson, DataFolder, duration, key_table, out, print_json
+from deploy.console import (
+    DEFAULT_DATA,
+    AsJson,
+    DataFolder,
+    counted,
+    duration,
+    key_table,
+    out,
+    print_json,
+)
 from model.domain.errors import AppaError
 from model.domain.files import code_version
 from worker.contract.buckets import open_bucket
@@ -113,8 +122,8 @@ def _show(findings: list[Finding]) -> None:
         table.add_row(f"[{_COLOURS[one.state]}]{one.state}[/]", escape(what), found)
     out.print(table, highlight=False)
     counts = Counter(one.state for one in findings)
-    words = (f"{counts[state]} {state}" for state in _COLOURS)
-    out.print(", ".join(words), highlight=False)
+    words = [counted(counts[state], state) for state in ("warning", "problem")]
+    out.print(", ".join([f"{counts['ok']} ok", *words]), highlight=False)
 
 
 def examine(setting: Setting) -> Iterator[Finding]:
@@ -328,29 +337,35 @@ def _permissions(folder: Path) -> Iterator[Finding]:
 def _results(setting: Setting) -> Iterator[Finding]:
     layout = setting.settings.layout
     folder = layout.root / "analyses"
-    what, command = f"results in {folder} that nobody sees", "appa catalogue send"
-    yield from _moved("results", layout.results_url, folder.glob("*/manifest.json"), what, command)
+    where, command = f"in {folder} that nobody sees", "appa catalogue send"
+    left = folder.glob("*/manifest.json")
+    yield from _moved("results", layout.results_url, left, "result", where, command)
 
 
 def _uploads(setting: Setting) -> Iterator[Finding]:
     layout = setting.settings.layout
-    what, command = f"uploads in {layout.raw} that nobody ingests", "appa observations send"
-    yield from _moved("uploads", layout.uploads_url, layout.raw.glob("*/content"), what, command)
+    where, command = f"in {layout.raw} that nobody ingests", "appa observations send"
+    left = layout.raw.glob("*/content")
+    yield from _moved("uploads", layout.uploads_url, left, "upload", where, command)
 
 
 def _observations(setting: Setting) -> Iterator[Finding]:
     layout = setting.settings.layout
     folder = layout.root / "observations"
-    what, command = f"days in {folder} that nobody reads", "appa observations send"
-    yield from _moved("observations", layout.observations_url, folder.glob("date=*"), what, command)
+    where, command = f"in {folder} that nobody reads", "appa observations send"
+    left = folder.glob("date=*")
+    yield from _moved("observations", layout.observations_url, left, "day", where, command)
 
 
-def _moved(area: str, url: str, left: Iterable[Path], what: str, command: str) -> Iterator[Finding]:
+def _moved(
+    area: str, url: str, left: Iterable[Path], noun: str, where: str, command: str
+) -> Iterator[Finding]:
     """Check the bucket of an area, and look for data left in the data folder from before its use."""
     yield from _bucket(area, url)
     count = sum(1 for _ in left) if url else 0
     if count:
-        yield Finding(area, "data folder", "warning", f"{count} {what}", f"Send them: `{command}`.")
+        found = f"{counted(count, noun)} {where}"
+        yield Finding(area, "data folder", "warning", found, f"Send them: `{command}`.")
 
 
 def _bucket(area: str, url: str) -> Iterator[Finding]:
@@ -397,7 +412,7 @@ def _model(setting: Setting) -> Iterator[Finding]:
             advice = "Fetch or import it again: `appa checkpoint import SOURCE TARGET`."
             yield Finding("model", name, "problem", error.message, advice)
             continue
-        found = f"{len(card.files)} files with the checksums of the card, in {folder}"
+        found = f"{counted(len(card.files), 'file')} with the checksums of the card, in {folder}"
         yield Finding("model", card.name, "ok", found)
     device = choose_device(setting.settings.device)
     found = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -20,6 +20,7 @@ from deploy.console import (
     DEFAULT_DATA,
     AsJson,
     DataFolder,
+    counted,
     err,
     installed_layout,
     key_table,
@@ -223,7 +224,7 @@ def rebuild_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) ->
     if as_json:
         print_json({"total": count, "unreadable": unreadable})
         return
-    out.print(f"{count} results", highlight=False)
+    out.print(counted(count, "result"), highlight=False)
     _show_unreadable(unreadable)
 
 
@@ -242,7 +243,7 @@ def send_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> No
     if as_json:
         print_json({"sent": sent, "to": layout.results_url, "not_sent": left})
     else:
-        out.print(f"{sent} results sent to {layout.results_url}", highlight=False)
+        out.print(f"{counted(sent, 'result')} sent to {layout.results_url}", highlight=False)
     for name, reason in left.items():
         err.print(f"not sent '{name}': {reason}", markup=False)
     if left:
@@ -355,7 +356,7 @@ def _arrays(arrays: "tuple[ArrayComparison, ...]") -> Table:
     for file in dict.fromkeys(a.file for a in arrays):
         same = [a for a in arrays if a.file == file and a.same]
         if same:
-            count = f"{len(same)} arrays"
+            count = counted(len(same), "array")
             table.add_row(escape(file), count, str(sum(a.size for a in same)), "0", "0")
         for a in arrays:
             if a.file == file and not a.same:

@@ -21,6 +21,7 @@ from deploy.console import (
     DataFolder,
     Key,
     Url,
+    counted,
     err,
     gateway_client,
     key_table,
@@ -314,7 +315,7 @@ def _print_files(files: list[RemoteFile], count: int, *, as_json: bool) -> None:
         return
     for file in files:
         out.print(f"{file.relative}  {mebibytes(file.size)}", markup=False, soft_wrap=True)
-    out.print(f"{len(files)} of {count} files, {mebibytes(sum(f.size for f in files))}")
+    out.print(f"{len(files)} of {counted(count, 'file')}, {mebibytes(sum(f.size for f in files))}")
 
 
 def _summary(outcomes: list[PullOutcome], before: int, note: str, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from deploy.console import AsJson, print_json, progress_aside
+from deploy.console import AsJson, counted, print_json, progress_aside
 from model.domain.errors import InvalidInput
 from model.domain.files import read_yaml
 
@@ -204,4 +204,4 @@ def nature_run(
     days = days_in(start, years)
     with progress_aside(as_json):
         run(NatureRunConfig(output, start, days, seed), NatureRunProgress(start))
-    _tell({"store": output, "days": days}, f"{output}: {days} days", as_json)
+    _tell({"store": output, "days": days}, f"{output}: {counted(days, 'day')}", as_json)

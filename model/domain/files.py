@@ -1,4 +1,4 @@
-"""Write files atomically and durably, hash them, read YAML, and return the installed version.
+"""Write files atomically and durably, hash them, read YAML and JSON, and return the installed version.
 
 A file appears under its name whole or not at all, and survives a power cut once the call returns:
 its content is flushed to disk under a temporary name in the same folder, renamed, and the folder
@@ -8,6 +8,7 @@ is flushed as well.
 import hashlib
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,7 +22,9 @@ from pydantic import BaseModel, ValidationError
 from model.domain.errors import AppaError, ConfigurationError
 
 __all__ = [
+    "RepeatedName",
     "code_version",
+    "distinct_names",
     "file_digest",
     "move_into_place",
     "open_atomic",
@@ -148,6 +151,25 @@ def file_digest(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class RepeatedName(ValueError):
+    """A JSON object that has a name more than once."""
+
+
+def distinct_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these names and values; the `object_pairs_hook` of `json.loads`.
+
+    Without it the last of several values of a name would be taken, and the others lost.
+
+    Raises:
+        RepeatedName: Naming the one repeated most.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise RepeatedName(f"the name {ascii(name[:100])} is repeated in an object")
+    return found
 
 
 def read_yaml(path: Path, error: type[AppaError] = ConfigurationError) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """Build the application under `/v1/data`: xpublish over published analyses, with zarr and OGC EDR."""
 
+import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 import cf_xarray  # noqa: F401  # registers the `.cf` accessor that the EDR plugin uses
 import numpy as np
+import pandas as pd
 import pyproj
 import shapely
 import structlog
@@ -27,7 +29,7 @@ from xpublish.rest import Rest
 from xpublish_edr import metadata
 from xpublish_edr.formats.to_covjson import to_cf_covjson
 from xpublish_edr.geometry.area import select_by_area
-from xpublish_edr.query import output_formats
+from xpublish_edr.query import edr_query_params, output_formats
 from xpublish_zarr import ZarrPlugin
 
 from model.domain.errors import InvalidInput
@@ -42,7 +44,9 @@ from service.data.library import (
 )
 from service.errors import NotFound
 from service.problems import add_problem_handlers, problem_response
+from service.query_parameters import check_known
 
+_QUERIES = ("/position", "/area", "/cube")
 _INDEX = re.compile(r"[0-9]{1,12}")
 
 
@@ -160,18 +164,51 @@ def check_reference_system(request: Request) -> None:
         )
 
 
-def check_parameter_names(request: Request) -> None:
-    """Refuse names with a dot, by which xarray reads attributes of a coordinate: `time.year`.
+def check_selection(fields: xr.Dataset, query: Mapping[str, str]) -> None:
+    """Refuse an EDR query that names what is not in a data set, before xpublish reads it.
+
+    xpublish passes names and values to xarray, whose exceptions do not say what is there.
 
     Raises:
-        InvalidInput: Naming `parameter-name`.
+        UnknownName: Listing the variables that are there.
+        InvalidInput: Naming the parameter that does not fit.
     """
-    text = request.query_params.get("parameter-name", "")
-    if "." in text:
+    known = {str(name): field.attrs.get("standard_name") for name, field in fields.items()}
+    names = query.get("parameter-name", "")
+    for name in names.split(",") if names else ():
+        if name not in known.values():  # xpublish takes these as well: all variables of that name
+            check_known("parameter-name", name[:80], known)
+    times = query.get("datetime", "")
+    if times and not (times.count("/") < 2 and all(map(_is_time, times.split("/")))):
         raise InvalidInput(
-            f"Expected 'parameter-name' to name variables of the data set; got {text[:80]!r}.",
-            field="parameter-name",
+            "Expected 'datetime' to be a time in UTC, without a zone, such as 2025-01-01T12:00:00, "
+            f"or '<start>/<end>'; got '{times[:80]}'.",
+            field="datetime",
         )
+    if (level := query.get("z")) and not _is_number(level):
+        raise InvalidInput(f"Expected 'z' to be a level in Pa; got '{level[:80]}'.", field="z")
+    dimensions = [str(name) for name in fields.dims]
+    for name in query:
+        if name not in edr_query_params and name not in dimensions:
+            raise InvalidInput(
+                f"Expected the parameters {', '.join(sorted(edr_query_params))}, or a dimension: "
+                f"{', '.join(dimensions)}; got '{name[:80]}'.",
+                field=name[:80],
+            )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return pd.Timestamp(text).tzinfo is None
+    except ValueError:
+        return False
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 # The plugin looks these up when it answers.
@@ -192,11 +229,13 @@ class Edr(upstream.CfEdrPlugin):  # type: ignore[misc]
     def dataset_router(self, deps: Dependencies) -> APIRouter:
         """Return the routes of one data set."""
 
-        def wide(dataset_id: str) -> xr.Dataset:
+        def wide(dataset_id: str, request: Request) -> xr.Dataset:
             opened: OpenDataset = self.library.get(dataset_id)
             if "edr" not in opened.views:
                 opened.views["edr"] = around_the_globe(opened.decoded)
             view: xr.Dataset = opened.views["edr"]
+            if request.url.path.endswith(_QUERIES):
+                check_selection(view, request.query_params)
             return view
 
         return super().dataset_router(deps.model_copy(update={"dataset": wide}))  # type: ignore[no-any-return]
@@ -302,7 +341,7 @@ def build_application(library: DatasetLibrary, max_values: int) -> FastAPI:
         "description": "Published analyses by zarr and OGC EDR. See docs/data-access.md.",
         "docs_url": None,  # `/docs?data` of the gateway shows the same without other servers
         "redoc_url": None,
-        "dependencies": [Depends(check_reference_system), Depends(check_parameter_names)],
+        "dependencies": [Depends(check_reference_system)],
     }
     rest = DataRest(plugins={plugin.name: plugin for plugin in plugins}, app_kws=about)
     app = rest.app

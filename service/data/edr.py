@@ -23,12 +23,13 @@ import structlog
 import xarray as xr
 from numpy.typing import NDArray
 
-from model.domain.errors import InvalidInput, StorageError, UnknownName
+from model.domain.errors import InvalidInput, StorageError
 from model.domain.grids import Grid, bilinear
 from service.data.library import DatasetLibrary, check_answer
 from service.data.views import grid_of, nearest
 from service.errors import AnswerTooLarge, NotFound
 from service.maps.collections import Holding, ResultCollection
+from service.query_parameters import check_known
 
 __all__ = ["Query", "answer"]
 
@@ -180,12 +181,7 @@ def _check_parameters(datasets: Iterable[xr.Dataset], names: Sequence[str]) -> N
     """
     known = list(dict.fromkeys(name for dataset in datasets for name in _fields_of(dataset)))
     for name in names:
-        if name not in known:
-            raise UnknownName(
-                f"Expected 'parameter-name' to be of {', '.join(known)}; got '{name[:80]}'.",
-                field="parameter-name",
-                known=known,
-            )
+        check_known("parameter-name", name[:80], known)
 
 
 def _levels(text: str | None, levels: Float) -> NDArray[np.int64]:

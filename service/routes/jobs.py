@@ -60,7 +60,8 @@ def ready_capabilities(gateway: Gateway) -> Capabilities:
         why = (
             f"{', '.join(here)} still loads its model, or has none (see its log)"
             if here
-            else "no model worker has reported; start one with `appa up` or `appa worker gpu`"
+            else "no model worker has reported yet: one may still be starting; otherwise start it "
+            "with `appa up` or `appa worker gpu`"
         )
         raise Unavailable(
             f"Expected a ready model worker; {why}. Nothing was queued.",

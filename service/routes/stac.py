@@ -1,6 +1,5 @@
 """Serve the STAC API: landing page, collections, items and search."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -13,7 +12,13 @@ from model.domain.errors import InvalidInput
 from service.auth import GatewayDep, Reader
 from service.errors import NotFound
 from service.openapi import problem_responses
-from service.query_parameters import listed_names, parse_bbox, parse_interval, parse_numbers
+from service.query_parameters import (
+    json_object,
+    listed_names,
+    parse_bbox,
+    parse_interval,
+    parse_numbers,
+)
 from service.stac import (
     CONFORMS_TO,
     GEOJSON,
@@ -315,7 +320,4 @@ def _listed(text: str | None) -> list[str] | None:
 
 
 def _geometry(text: str | None) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError:
-        raise InvalidInput("Expected a GeoJSON geometry.", field="intersects") from None
+    return None if text is None else json_object("intersects", text)

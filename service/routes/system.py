@@ -196,7 +196,9 @@ def _workers(queue: str, reports: list[WorkerReport]) -> ReadinessCheck:
     here = [r for r in reports if queue in r.queues]
     able = [r for r in here if (can_run_models(r) if queue == GPU_QUEUE else r.ready)]
     detail = f"{len(able)} ready, {len(here) - len(able)} starting"
-    return ReadinessCheck(ok=bool(able), detail=detail if here else "no worker reports")
+    if not here:  # a process reports only when it has loaded its modules
+        detail = "no worker has reported yet; one may still be starting"
+    return ReadinessCheck(ok=bool(able), detail=detail)
 
 
 @router.get(

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 
 import pytest
 import typer
 
 from deploy.cli import GROUPS, main
+from deploy.console import utc_time
 from deploy.json_answer import print_json
 from tests.warm_start import start_warm
 
@@ -141,3 +143,22 @@ def test_json_has_no_numbers_that_strict_readers_refuse(capsys):
 
     found = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert found == {"error": None, "rows": [[1, None, 0.5]], "time": None, "ok": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2003-10-01T06", datetime(2003, 10, 1, 6, tzinfo=UTC)),
+        ("20031001T06:30+02:00", datetime(2003, 10, 1, 4, 30, tzinfo=UTC)),
+        ("2016-12-31T23:59:60Z", datetime(2017, 1, 1, tzinfo=UTC)),
+        ("2016-12-31T23:59:61Z", None),
+        ("9999-12-31T23:59:60", None),
+        ("0001-01-01T00:00+02:00", None),
+    ],
+)
+def test_times_of_commands(text: str, time: datetime | None):
+    if time is None:
+        with pytest.raises(typer.BadParameter, match="Expected a time"):
+            utc_time(text)
+    else:
+        assert utc_time(text) == time

@@ -60,6 +60,20 @@ def test_lines_fit_and_a_problem_is_the_exit_status(healthy: Setting, monkeypatc
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+def test_numbers_have_their_nouns(healthy: Setting, monkeypatch) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", {"storage": CHECKS["storage"]})
+    healthy.settings.layout.keys_file.write_text("{}")
+    healthy.settings.layout.keys_file.chmod(0o644)
+    where = ["--data", str(healthy.settings.data_dir)]
+
+    def last_line() -> str:
+        return RUNNER.invoke(doctor_app, where).stdout.splitlines()[-1]
+
+    assert last_line().endswith(" ok, 0 warnings, 1 problem")
+    healthy.settings.layout.broker.chmod(0o755)
+    assert last_line().endswith(" ok, 0 warnings, 2 problems")
+
+
 def test_a_broker_that_loses_data(healthy: Setting, own_broker) -> None:
     with doctor.connect(own_broker.url) as redis:
         redis.config_set("maxmemory", 3_000_000)

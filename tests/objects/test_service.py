@@ -108,7 +108,7 @@ def test_results_of_a_folder_are_sent_to_a_bucket(machine: MakeLayout, server: S
     assert found["an object is created once"]["state"] == "ok"
     sent = appa("catalogue", "send", *where, APPA_RESULTS_URL=server.url)
     assert sent.returncode == 1
-    assert "1 results sent" in sent.stdout
+    assert "1 result sent" in sent.stdout
     assert "'an-1': another result" in sent.stderr and "'an-2': not as" in sent.stderr
     assert folder.analysis_file("an-1", "a.nc").read_bytes() == b"1" * 100
     assert result_store(machine()).file("an-0", "a.nc").read_bytes() == b"0" * 100

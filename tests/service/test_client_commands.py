@@ -97,6 +97,25 @@ def test_submit_tells_what_is_wrong() -> None:
     assert "full hour" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--spec", "--set"])
+def test_submit_refuses_repeated_names(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "job.json"
+    path.write_text('{"members": 4, "members": 8}')
+    given = str(path) if option == "--spec" else 'observations={"members": 1, "members": 2}'
+    result = RUNNER.invoke(
+        submit_app, ["filtering", "--valid-time", "2025-01-01T06:00Z", option, given]
+    )
+    assert result.exit_code == 2
+    assert "'members' is" in result.stderr
+
+
+def test_a_file_that_is_no_json_is_named_by_its_option(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    path.write_text("{members: 4}")
+    result = RUNNER.invoke(submit_app, ["filtering", "--spec", str(path)])
+    assert (result.exit_code, "Expected JSON" in result.stderr) == (2, True)
+
+
 def test_submit_and_watch(stores) -> None:
     worker = play(stores)
     text = run(submit_app, "filtering", "--valid-time", "2025-01-01T06:00Z", "--watch")

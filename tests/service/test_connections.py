@@ -137,6 +137,53 @@ def test_trailers_are_bounded(strict: GatewayProcess) -> None:
     assert sent < 20_000_000
 
 
+UPLOAD = b"POST /v1/observations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", [b"/v1/observations", b"/v1/jobs"])
+@pytest.mark.parametrize(
+    "chunks",
+    [b"zz\r\nBUFR\r\n", b"-4\r\nBUFR\r\n", b"4\r\nBUFRxx4\r\n", b"f" * 17 + b"\r\n"],
+    ids=["size", "sign", "length", "overflow"],
+)
+def test_a_malformed_chunk_is_a_400(strict: GatewayProcess, path: bytes, chunks: bytes) -> None:
+    head = UPLOAD.replace(b"/v1/observations", path)
+    with connect(strict) as connection:  # in one piece with the head
+        connection.sendall(head + chunks)
+        together = rest(connection)
+    with connect(strict) as connection:  # while the route already waits for more
+        connection.sendall(head + b"4\r\nBUFR\r\n")
+        time.sleep(0.1)
+        connection.sendall(chunks)
+        later = rest(connection)
+    for answer in (together, later):
+        assert problem(answer) == (400, "bad_request")
+        assert b"size in hexadecimal" in answer
+        assert answer.count(b"HTTP/1.1 ") == 1
+    assert list(strict.layout.tmp.iterdir()) == []
+
+
+def test_trailers_that_are_too_large_are_a_431(strict: GatewayProcess) -> None:
+    with connect(strict) as connection:
+        connection.sendall(UPLOAD + b"4\r\nBUFR\r\n0\r\nX-Long: ")
+        time.sleep(0.1)
+        connection.sendall(b"a" * 140_000)
+        assert problem(rest(connection)) == (431, "header_too_large")
+
+
+def test_what_follows_a_request_does_not_take_its_answer(strict: GatewayProcess) -> None:
+    wrong_length = b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}}}\r\n"
+    with connect(strict) as connection:
+        connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\n" + wrong_length)
+        answer = rest(connection)
+    assert problem(answer) == (422, "invalid_input")
+    with connect(strict) as connection:
+        connection.sendall(HEAD + b"\r\n" + HEAD + b"no header\r\n\r\n")
+        answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in answer.lower()
+
+
 def test_a_body_that_does_not_come_is_a_408(strict: GatewayProcess) -> None:
     head = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with connect(strict) as connection:

@@ -215,7 +215,7 @@ def test_status_tells_what_is_wrong_and_then_what_is_late(installation) -> None:
     gateway, stores = installation
     text = run(status_app, status=1)
     assert "not ready" in text
-    assert "wrong gpu: no worker reports" in text
+    assert "wrong gpu: no worker has reported yet; one may still be starting" in text
     assert "no analysis is published yet" in text
     run(analyses_app, "latest", status=1)
 

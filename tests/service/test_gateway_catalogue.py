@@ -237,6 +237,8 @@ def test_every_item_is_global(client: Client) -> None:
         ({"bbox": "a,b,c,d"}, "bbox"),
         ({"limit": 0}, "limit"),
         ({"intersects": "{}"}, "intersects"),
+        ({"intersects": "{"}, "intersects"),
+        ({"intersects": '{"type": "Point", "type": "LineString"}'}, "intersects"),
     ],
 )
 def test_bad_questions(gateway: GatewayProcess, question: dict, field: str) -> None:

@@ -71,6 +71,21 @@ def test_fields_that_do_not_fit_say_what_was_expected_and_what_came_once(http, w
     assert errors_of(cut)["body"]["message"] == "Expected JSON; Expecting value at character 9."
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/jobs", '{"kind":"filtering","kind":"forecast","valid_time":"x"}', "kind"),
+        ("/v1/jobs", '{"kind":"filtering","observations":{"lag":1,"lag":1}}', "lag"),
+        ("/v1/webhooks", '{"url":"https://a.example/","url":"https://b.example/"}', "url"),
+        ("/v1/stac/search", r'{"limit": 1, "lim\u0069t": 2}', "limit"),
+    ],
+)
+def test_a_name_that_a_body_repeats_is_refused(http, worker, path, body, name) -> None:
+    answer = http.post(path, content=body, headers={"Content-Type": "application/json"})
+    expected = f"Expected each name once; the name '{name}' is repeated in an object of the body."
+    assert (answer.status_code, answer.json()["detail"]) == (422, expected)
+
+
 def test_how_to_compute_is_chosen_among_what_workers_report(http, worker) -> None:
     chosen = {"sampler": "ddim", "guidance": "mmps", "precision": "float32", "steps": 8}
     job = http.post("/v1/jobs", json={**FILTERING, **chosen}).json()
@@ -132,6 +147,7 @@ def test_no_worker(start_gateway: StartGateway) -> None:
     answer = httpx.post(f"{gateway.url}/v1/jobs", json=FILTERING)
     assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
     assert answer.headers["retry-after"] == "60"
+    assert "no model worker has reported yet: one may still be starting" in answer.json()["detail"]
     stores = open_stores(gateway.redis_url, gateway.prefix)
     acting_worker.report(stores, ready=False)
     answer = httpx.post(f"{gateway.url}/v1/jobs", json=FILTERING)
@@ -210,6 +226,23 @@ def test_unknown_job(http) -> None:
     for answer in (http.get("/v1/jobs/job-1"), http.delete("/v1/jobs/job-1")):
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert http.get("/v1/jobs/job-1/events").status_code == 404
+
+
+def test_a_leap_second_is_the_second_that_follows(http, worker) -> None:
+    job = submit(http, valid_time="2016-12-31T23:59:60Z")
+    assert job["spec"]["valid_time"] == "2017-01-01T00:00:00Z"
+    for parameters in (
+        {"valid_from": "2016-12-31T23:59:60Z"},
+        {"valid_to": "2017-01-01T00:59:60+01:00"},
+    ):
+        assert http.get("/v1/analyses", params=parameters).status_code == 200
+    interval = {"datetime": "2016-12-31T23:59:60Z/2017-01-01T00:00:00Z"}
+    assert http.get("/v1/stac/search", params=interval).status_code == 200
+    interval = {"datetime": "2016-12-31T23:59:60Z/2016-12-31T23:59:59Z"}
+    assert "datetime" in errors_of(http.get("/v1/stac/search", params=interval))
+    for time in ("2016-12-31T23:59:61Z", "9999-12-31T23:59:60Z", "2016-12-32T23:59:60Z"):
+        answer = http.get("/v1/analyses", params={"valid_from": time})
+        assert "query.valid_from" in errors_of(answer)
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:00:00-05:00"])

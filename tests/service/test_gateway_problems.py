@@ -79,6 +79,9 @@ def test_readiness_follows_workers(http, stores) -> None:
         True,
         False,
     )
+    waits = "no worker has reported yet; one may still be starting"
+    assert checks["gpu"]["detail"] == checks["ingest"]["detail"] == waits
+    assert f"gpu: {waits}." in answer.json()["detail"]
     assert http.get("/health/ready?part=gateway").status_code == 200
     acting_worker.report(stores, queue="gpu")
     acting_worker.report(stores, queue="ingest")

@@ -190,6 +190,7 @@ def test_options_name_field_and_known_values(http: httpx.Client) -> None:
     for bad in (
         "[]",
         "{",
+        '{"entries": [], "entries": []}',
         '{"entries": [{"report_types": ["synop"], "variable": "t", "error": 1}]}',
     ):
         answer = http.post("/v1/observations", params={"errors": bad}, content=content(6))
@@ -218,6 +219,15 @@ def test_options_that_the_decoder_does_not_have(http, gateway, options, field) -
         assert "bufr" in body["detail"]
     assert http.get("/v1/batches").json()["total"] == before
     assert leftovers(gateway) == []
+
+
+def test_options_that_are_given_twice(http: httpx.Client) -> None:
+    text = '{"report_type": "synop", "report_type": "ship"}'
+    for where in ({"params": {"decoder": text}}, {"data": {"decoder": text}}):
+        answer = http.post("/v1/observations", files={"file": content(62)}, **where)
+        error = problem(answer, 422, "invalid_input")["errors"][0]
+        assert error["field"] == "decoder"
+        assert "the name 'report_type' is repeated" in error["message"]
 
 
 def test_options_of_a_format_are_kept(http: httpx.Client) -> None:

@@ -31,6 +31,7 @@ from pydantic_core import CoreSchema, core_schema
 from model.domain.errors import ConfigurationError
 from model.domain.observations import REPORT_TYPES
 from model.domain.registry import Registry
+from model.domain.times import LEAP_SECOND, read_time
 from model.domain.windows import WindowPlan
 
 __all__ = [
@@ -64,6 +65,11 @@ _DATE_AND_CLOCK = re.compile(r"\s*\d{4}-?\d\d-?\d\d[Tt_ ]\d\d")
 
 def _with_clock(time: Any) -> Any:
     """Refuse numbers and dates, which pydantic would read as seconds since 1970 and as midnight."""
+    if isinstance(time, str) and LEAP_SECOND.search(time):
+        try:
+            return read_time(time)
+        except ValueError:
+            return time  # pydantic says what is wrong with the rest of it
     if isinstance(time, datetime) or (isinstance(time, str) and _DATE_AND_CLOCK.match(time)):
         return time
     raise ValueError(

@@ -184,6 +184,47 @@ def test_errors_are_problem_documents(gateway, files, path: str, status: int, co
     assert answer.json()["type"] == f"/problems/{code}"
 
 
+NAMES = "msl, msl_mean, msl_spread, q, q_mean, q_spread, sst"
+MEANT = "Expected 'datetime' to be a time in UTC, without a zone"
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "code", "said"),
+    [
+        ("parameter-name=t2mm", "parameter-name", "unknown_name", f"{NAMES}, "),
+        ("parameter-name=t2m,latitude", "parameter-name", "unknown_name", "; got 'latitude'."),
+        ("parameter-name=t2m,", "parameter-name", "unknown_name", "; got ''."),
+        ("parameter-name=t.a", "parameter-name", "unknown_name", "; got 't.a'."),
+        ("datetime=soon", "datetime", "invalid_input", MEANT),
+        ("datetime=2025-03-20T12:00:00Z", "datetime", "invalid_input", MEANT),
+        ("datetime=2025/2026/2027", "datetime", "invalid_input", MEANT),
+        ("z=high", "z", "invalid_input", "Expected 'z' to be a level in Pa; got 'high'."),
+        ("levl=1", "levl", "invalid_input", "air_pressure; got 'levl'."),
+    ],
+)
+@pytest.mark.parametrize(
+    "query",
+    ["position?coords=POINT(0 0)", "area?coords=POLYGON((0 0,9 0,9 9,0 0))", "cube?bbox=0,0,20,20"],
+    ids=["position", "area", "cube"],
+)
+def test_a_query_that_names_what_is_not_there(gateway, files, query, more, field, code, said):
+    answer = httpx.get(f"{gateway.url}/v1/data/an-data/edr/{query}&{more}", timeout=60)
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    (error,) = answer.json()["errors"]
+    assert error["field"] == field
+    assert said in error["message"]
+    assert "Error" not in answer.json()["detail"]
+    assert code != "unknown_name" or "t2m" in error["known"]
+
+
+def test_fields_by_their_standard_name(gateway, files) -> None:
+    answer = httpx.get(
+        f"{gateway.url}/v1/data/an-data/edr/position",
+        params={"coords": "POINT(0 0)", "parameter-name": "air_temperature", "realization": 1},
+    )
+    assert {"t", "t2m"} < set(answer.json()["ranges"])
+
+
 def test_a_result_without_data_says_what_it_has(gateway) -> None:
     acting_worker.publish(
         gateway.layout, "an-picture", {"ql.png": b"x"}, valid=published.NOON - timedelta(9)

@@ -86,7 +86,7 @@ def test_reference_systems(http, dataset: str, query: str, crs: str) -> None:
     name, _, value = rest.partition("=")
     answer = http.get(
         f"{dataset}/edr/{path}",
-        params={name: value, "crs": crs, "parameter-name": "surface_pressure"},
+        params={name: value, "crs": crs, "parameter-name": "msl"},
     )
     problem = refused(answer, 422)
     assert "crs" in problem["detail"].lower()

@@ -11,7 +11,8 @@ import pytest
 
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
-from worker.observations.decoders.base import DecodeContext
+from worker.observations.decoders.base import DecodeContext, parse_times
+from worker.observations.decoders.bufr.identity import compose_time
 from worker.observations.decoders.decode import decode_file
 from worker.observations.decoders.table import decode_csv
 
@@ -88,6 +89,35 @@ def test_times_that_nanoseconds_cannot_hold(tmp_path):
     assert details(decoded) == ["column 'time', row 1"]
     text = f"{HEADER}\n9999-01-01T00:00Z,52,13,t2m,275\n2025-01,52,13,t2m,275\n2025,52,13,t2m,275\n"
     assert dict(csv(tmp_path, text).report.rejected) == {"no_time": 3}
+
+
+LEAP = {
+    "2016-12-31T23:59:60Z": datetime(2017, 1, 1, tzinfo=UTC),
+    "2016-12-31 23:59:60": datetime(2017, 1, 1, tzinfo=UTC),
+    "20161231T235960.25Z": datetime(2017, 1, 1, 0, 0, 0, 250_000, tzinfo=UTC),
+    "2017-01-01T00:59:60+01:00": datetime(2017, 1, 1, tzinfo=UTC),
+    "2016-12-31T23:59:61Z": None,
+    "2016-12-31T23:60:60Z": None,
+    "2016-12-31T23:59:600Z": None,
+}
+
+
+@pytest.mark.parametrize("form", ["csv", "geojson"])
+def test_a_leap_second_is_the_second_that_follows(tmp_path, form):
+    if form == "csv":
+        rows = "".join(f"{time},52,13,t2m,275\n" for time in LEAP)
+        decoded = csv(tmp_path, f"{HEADER}\n{rows}")
+    else:
+        decoded = geojson(
+            tmp_path, [feature({"time": time, "values": {"t2m": 275.0}}) for time in LEAP]
+        )
+    assert decoded.table["time"].to_pylist() == [time for time in LEAP.values() if time]
+    assert dict(decoded.report.rejected) == {"no_time": 3}
+
+
+def test_a_leap_second_is_that_of_bufr():
+    parts = (np.array([float(n)]) for n in (2016, 12, 31, 23, 59, 60))
+    assert parse_times(np.array(["2016-12-31T23:59:60Z"], object)) == compose_time(*parts)
 
 
 def test_lines_are_those_of_the_file(tmp_path):
@@ -199,6 +229,53 @@ def test_features_are_numbered_and_null_is_unknown(tmp_path):
     assert details(decoded)[0].startswith("feature 2: ")
     assert decoded.table["elevation"].to_pylist() == [None] * 3 + [48.0] * 2
     assert decoded.table["station_id"].to_pylist()[-1] == "?"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (["06260", 1], "'[\"06260\", 1]'"),
+        ({"wigos": "0-20000-0-10384"}, '\'{"wigos": "0-20000-0-10384"}\''),
+        ([], "'[]'"),
+        (True, "'true'"),
+        (["x" * 1000], f"'[\"{'x' * 78}'"),
+    ],
+    ids=["list", "object", "empty", "true", "long"],
+)
+@pytest.mark.parametrize("name", ["station_id", "platform", "units", "time", "elevation"])
+def test_a_property_that_is_neither_text_nor_number(tmp_path, name, value, shown):
+    """`['06260', 1]`, as Python writes a list, was taken for the name of a station."""
+    good, units = {"variable": "t2m", "obs_value": 275.0}, {"units": "K"}
+    decoded = geojson(tmp_path, [feature({**good, **units, name: value}), feature(good)])
+    assert len(decoded.table) == 1
+    assert dict(decoded.report.rejected) == {"invalid_table": 1}
+    assert details(decoded) == [f"column '{name}', feature 1: got {shown}"]
+
+
+def test_other_places_where_geojson_has_lists_and_objects(tmp_path):
+    values = {"t2m": {"value": [275.0]}, "msl": {"value": 1e5, "units": {"a": 1}}, "sst": [1]}
+    decoded = geojson(
+        tmp_path,
+        [
+            feature({"values": values}),
+            feature({"values": {"t2m": 275.0}}, ([13.4], 52.47)),
+            feature({"variable": ["t2m"], "obs_value": 275.0}),
+            {**feature({"values": {"t2m": 275.0}}), "geometry": {"type": ["Point"]}},
+            feature({"values": {"t2m": 275.0}}),
+        ],
+    )
+    assert len(decoded.table) == 1
+    assert sorted(details(decoded)) == [
+        "column 'lon', feature 2: got '[13.4]'",
+        "column 'obs_value', feature 1: got '[1]'",
+        "column 'obs_value', feature 1: got '[275.0]'",
+        "column 'units', feature 1: got '{\"a\": 1}'",
+        "column 'variable', feature 3: got '[\"t2m\"]'",
+        'feature 4: expected a Point; got ["Point"]',
+    ]
+    path = tmp_path / "none.geojson"
+    path.write_text('{"features": [], "type": {"Feature": true}}')
+    assert details(decode_file(path))[0].endswith('got type {"Feature": true}.')
 
 
 def test_a_text_where_netcdf_should_hold_numbers(tmp_path):

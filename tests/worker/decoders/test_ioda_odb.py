@@ -186,6 +186,13 @@ def test_odb_rows(tmp_path):
     assert decoded.report.rejected == {"no_time": 1}  # 25 o'clock
 
 
+def test_a_leap_second_in_odb(tmp_path):
+    times = {"date@hdr": 20161231, "time@hdr": [235960, 235961, 236000, 240000]}
+    decoded = decode_file(write_odb(tmp_path / "x.odb", **times))
+    assert decoded.table["time"].to_pylist() == [datetime(2017, 1, 1, tzinfo=UTC)]
+    assert decoded.report.rejected == {"no_time": 3}
+
+
 class NotRead(Exception):
     """Raised in place of reading the data of a frame."""
 

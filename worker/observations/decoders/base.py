@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import DecodeError
+from model.domain.times import LEAP_SECOND
 from worker.observations.columns import count_values
 from worker.observations.stations import default_list
 
@@ -334,6 +335,7 @@ def padded_numbers(ids: np.ndarray, networks: np.ndarray) -> np.ndarray:
 def parse_times(texts: np.ndarray) -> np.ndarray:
     """Parse ISO 8601 texts to datetime64[ns] in UTC, NaT if invalid; texts without a zone are UTC.
 
+    A leap second is the second that follows it.
     A date without a time of day, such as `2025-01`, is invalid as the time of an observation.
     """
     import pandas as pd  # noqa: PLC0415 (heavy; not needed to decode BUFR)
@@ -342,7 +344,12 @@ def parse_times(texts: np.ndarray) -> np.ndarray:
     parsed = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
     clocked = series.astype(str).str.contains(r"\d[Tt ]\d", regex=True).to_numpy(bool)
     times = nanoseconds(parsed.dt.tz_localize(None).to_numpy())
-    return np.where(clocked, times, np.datetime64("NaT", "ns"))
+    times = np.where(clocked, times, np.datetime64("NaT", "ns"))
+    unread = series[np.isnat(times)].dropna().astype(str)
+    earlier = unread.str.replace(LEAP_SECOND, r"\g<1>59", regex=True)
+    if len(leap := earlier[earlier != unread]):
+        times[leap.index] = parse_times(leap.to_numpy()) + np.timedelta64(1, "s")
+    return times
 
 
 _FIRST_SECOND, _LAST_SECOND = -9_214_560_000, 9_214_646_400

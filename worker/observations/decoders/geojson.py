@@ -1,9 +1,7 @@
 """Decode GeoJSON points (RFC 7946) with one observed value, or several, in their properties."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.domain.errors import DecodeError
+from model.domain.files import distinct_names
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, text_of
 from worker.observations.decoders.frame import ACCEPTED, RowFaults, decode_frame
 
@@ -36,7 +35,9 @@ def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
             reason="too_large",
         )
     try:
-        document = json.loads(path.read_bytes(), parse_int=_integer, object_pairs_hook=_object)
+        document = json.loads(
+            path.read_bytes(), parse_int=_integer, object_pairs_hook=distinct_names
+        )
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"Expected GeoJSON; {error}.", reason="undecodable") from error
     features = _features(document)
@@ -53,7 +54,7 @@ def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
         report.messages = report.reports = len(features)
         _refuse(report)
     faults = RowFaults(len(rows), "feature", np.array(places))
-    decoded = decode_frame(_columns(rows), context, report, faults=faults)
+    decoded = decode_frame(_columns(rows, faults), context, report, faults=faults)
     decoded.report.bytes_decoded = report.size
     return decoded
 
@@ -74,7 +75,7 @@ def _features(document: Any) -> list[Any]:
     if kind == "FeatureCollection" and isinstance(document.get("features"), list):
         return list(document["features"])
     raise DecodeError(
-        f"Expected a GeoJSON Feature or FeatureCollection; got type {kind!r}.",
+        f"Expected a GeoJSON Feature or FeatureCollection; got type {_shown(kind)}.",
         reason="wrong_format",
     )
 
@@ -121,7 +122,7 @@ def _shared(feature: Any) -> dict[str, Any]:
     if not isinstance(geometry, dict) or not isinstance(properties, dict):
         raise ValueError("expected a geometry and properties; got null or another type")
     if geometry.get("type") != "Point":
-        raise ValueError(f"expected a Point; got {geometry.get('type')}")
+        raise ValueError(f"expected a Point; got {_shown(geometry.get('type'))}")
     coordinates = geometry.get("coordinates")
     if not isinstance(coordinates, list) or len(coordinates) < 2:
         raise ValueError("expected the coordinates longitude and latitude; got fewer")
@@ -136,15 +137,33 @@ def _shared(feature: Any) -> dict[str, Any]:
     return shared
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
-    """Return columns as text, so that a value of a wrong type is found by row."""
+def _columns(rows: list[dict[str, Any]], faults: RowFaults) -> dict[str, pa.Array]:
+    """Return columns as text, so that a value of a wrong type is found by row.
+
+    Lists, objects, true and false are faults of their rows in every column.
+    """
     names = {name: None for row in rows for name in row}
     columns = {}
     for name in names:
         values = [row.get(name) for row in rows]
+        odd = np.array([isinstance(v, list | dict | bool) for v in values])
+        if odd.any():
+            shown = np.array([_shown(v) for v in values], dtype=object)
+            faults.add(odd, name, "invalid_table", shown)
+            values = [None if o else v for v, o in zip(values, odd, strict=True)]
         texts = [None if v is None else _text(v, name) for v in values]
         columns[name] = pa.array(texts, pa.string())
     return columns
+
+
+def _shown(value: Any) -> str:
+    """Return the beginning of a value as the file has it; of a text without its quotes."""
+    if isinstance(value, str):
+        return value[:80]
+    try:
+        return json.dumps(value)[:80]
+    except RecursionError:
+        return "a value of too many levels"
 
 
 def _text(value: Any, name: str) -> str:
@@ -155,19 +174,6 @@ def _text(value: Any, name: str) -> str:
 
 
 _IDENTIFIERS = ("station_id", "platform")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; of a repeated name all values but one would be lost.
-
-    Raises:
-        ValueError: If a name is repeated.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = max(Counter(name for name, _ in pairs).items(), key=itemgetter(1))[0]
-        raise ValueError(f"the name {twice[:100]!r} is repeated in an object")
-    return found
 
 
 def _integer(digits: str) -> int | float:

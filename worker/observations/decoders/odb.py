@@ -288,8 +288,8 @@ def _times(date: np.ndarray, time: np.ndarray) -> np.ndarray:
         }
     )
     times = nanoseconds(pd.to_datetime(clock, errors="coerce").to_numpy())
-    # pandas would carry an invalid time of day over into the next day.
-    real = (clock["hour"] < 24) & (clock["minute"] < 60) & (clock["second"] < 60)
+    # pandas would carry an invalid time of day over into the next day; a leap second goes there.
+    real = (clock["hour"] < 24) & (clock["minute"] < 60) & (clock["second"] <= 60)
     return np.where(real.to_numpy(), times, np.datetime64("NaT"))
 
 
