@@ -287,6 +287,22 @@ def test_geojson_single_and_several_values(tmp_path):
     assert [r["report_type"] for r in rows] == ["other", "synop", "synop"]
 
 
+def test_a_value_that_cannot_be_read_costs_no_other_value_of_its_feature(tmp_path):
+    values = {
+        "2m_temperature": 281.0,
+        "10m_u_component_of_wind": {"units": "m s**-1"},
+        "10m_v_component_of_wind": {"value": 3.0, "colour": "red"},
+        "mean_sea_level_pressure": 101300,
+    }
+    decoded = geojson(tmp_path, feature({"time": "2024-01-01T12:00:00Z", "values": values}))
+    assert decoded.table["variable"].to_pylist() == ["2m_temperature", "mean_sea_level_pressure"]
+    assert decoded.report.rejected == {"invalid_table": 2}
+    assert [q.detail for q in decoded.report.quarantined] == [
+        "feature 1: no value of 10m_u_component_of_wind",
+        "feature 1: unknown properties 'colour' of 10m_v_component_of_wind",
+    ]
+
+
 def test_geojson_faults_are_isolated(tmp_path):
     good = feature({"time": "2024-01-01T12:00:00Z", "variable": "t2m", "obs_value": 281.0})
     decoded = geojson(

@@ -44,11 +44,12 @@ def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
     rows: list[dict[str, Any]] = []
     places: list[int] = []
     for number, feature in enumerate(features, 1):
-        try:
-            rows.extend(_rows(feature))
-        except ValueError as error:
-            detail = f"feature {number}: {error}"
-            report.reject("invalid_table", detail=detail, report=number)
+        for row in _rows(feature):
+            if isinstance(row, str):
+                detail = f"feature {number}: {row}"
+                report.reject("invalid_table", detail=detail, report=number)
+            else:
+                rows.append(row)
         places.extend([number] * (len(rows) - len(places)))
     if not rows:
         report.messages = report.reports = len(features)
@@ -80,7 +81,34 @@ def _features(document: Any) -> list[Any]:
     )
 
 
-def _rows(feature: Any) -> Iterator[dict[str, Any]]:
+def _rows(feature: Any) -> Iterator[dict[str, Any] | str]:
+    """Yield the rows of a feature; in place of one that cannot be read, what is wrong with it."""
+    try:
+        shared, values = _properties(feature)
+    except ValueError as error:
+        yield str(error)
+        return
+    if values is None:
+        yield shared
+        return
+    for variable, value in values.items():
+        entry = value if isinstance(value, dict) else {"value": value}
+        if unknown := [name for name in entry if name not in ("value", "units", "error")]:
+            yield f"unknown properties {', '.join(map(repr, unknown[:5]))} of {variable}"
+        elif "value" not in entry:
+            yield f"no value of {variable}"
+        else:
+            row = {**shared, "variable": variable, "obs_value": entry["value"]}
+            given = {"units": "units", "error": "obs_error"}
+            yield row | {column: entry[name] for name, column in given.items() if name in entry}
+
+
+def _properties(feature: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return what all rows of a feature share, and its `values` if it has several.
+
+    Raises:
+        ValueError: Saying what is absent or unknown.
+    """
     shared = _shared(feature)
     values = shared.pop("values", None)
     if unknown := [name for name in shared if name not in ACCEPTED]:
@@ -90,24 +118,9 @@ def _rows(feature: Any) -> Iterator[dict[str, Any]]:
     if values is None:
         if absent := [name for name in ("variable", "obs_value") if name not in shared]:
             raise ValueError(f"neither values nor {' and '.join(absent)}")
-        yield shared
-        return
-    if not isinstance(values, dict) or not values:
+    elif not isinstance(values, dict) or not values:
         raise ValueError("expected values by variable; got none")
-    for variable, value in values.items():
-        entry = value if isinstance(value, dict) else {"value": value}
-        if unknown := [name for name in entry if name not in ("value", "units", "error")]:
-            raise ValueError(
-                f"unknown properties {', '.join(map(repr, unknown[:5]))} of {variable}"
-            )
-        if "value" not in entry:
-            raise ValueError(f"no value of {variable}")
-        row = {**shared, "variable": variable, "obs_value": entry["value"]}
-        if "units" in entry:
-            row["units"] = entry["units"]
-        if "error" in entry:
-            row["obs_error"] = entry["error"]
-        yield row
+    return shared, values
 
 
 def _shared(feature: Any) -> dict[str, Any]:
