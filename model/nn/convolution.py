@@ -77,7 +77,7 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(x, weight, bias, groups=len(weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         rows, columns = weight.shape[-2:]
         border = (columns - 1, columns - 1, rows - 1, rows - 1)
