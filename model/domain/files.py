@@ -18,6 +18,7 @@ from typing import IO, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
 
 from model.domain.errors import AppaError, ConfigurationError
 
@@ -172,6 +173,18 @@ def distinct_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+class _DistinctLoader(yaml.SafeLoader):
+    """A safe loader that refuses names that repeat in a mapping, of which PyYAML keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            problem = f"the names {', '.join(map(repr, repeated[:5]))} repeat in a mapping"
+            raise ConstructorError(None, None, problem, node.start_mark)
+        return node
+
+
 def read_yaml(path: Path, error: type[AppaError] = ConfigurationError) -> dict[str, Any]:
     """Return the mapping in a YAML file; an empty file is an empty mapping.
 
@@ -183,7 +196,7 @@ def read_yaml(path: Path, error: type[AppaError] = ConfigurationError) -> dict[s
         AppaError: Of type `error`, if the file is absent, unreadable, not YAML or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _DistinctLoader)  # noqa: S506 (a safe loader)
     except (OSError, ValueError, yaml.YAMLError) as problem:  # ValueError: a date that is none
         raise error(f"Expected readable YAML in {path}; {problem}.", file=str(path)) from problem
     if values is None:

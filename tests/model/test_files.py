@@ -98,6 +98,7 @@ def test_a_policy_is_read_and_an_empty_file_takes_the_defaults(tmp_path: Path) -
         (b"\xff\xfe\x00", "Expected readable YAML"),
         (b"- 1\n- 2\n", "Expected a mapping in .*; got list"),
         (b"days: soon\n", "Expected a policy in .*policy.yaml; days: Input should be .* See docs"),
+        (b"days: 3\ndays: 4\n", "Expected readable YAML in .*the names 'days' repeat"),
         (b"months: 1\n", "months: Extra inputs are not permitted"),
     ],
 )
@@ -109,6 +110,14 @@ def test_yaml_that_does_not_fit_raises_the_typed_error(
     with pytest.raises(CheckpointError, match=message) as caught:
         files.read_yaml_model(path, Policy, "a policy", hint="See docs.", error=CheckpointError)
     assert caught.value.context["file"] == str(path)
+
+
+def test_a_mapping_may_override_what_it_merges(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "base: &base {a: 1, b: 2}\nown: &own {<<: *base, b: 3}\nlast: {<<: *own, a: 4}\n"
+    )
+    assert files.read_yaml(path)["last"] == {"a": 4, "b": 3}
 
 
 def test_an_absent_file_raises_the_typed_error(tmp_path: Path) -> None:
