@@ -169,11 +169,11 @@ def test_one_command_rebuilds_what_a_flushed_redis_held(machine, monkeypatch):
     assert machine.upload_state(work.stored) == "unknown"
     done = machine.command(monkeypatch, recover_app, "--grace", "0")
     assert done.exit_code == 0, done.output
-    assert "1 results in the catalogue" in done.stdout
+    assert "1 result in the catalogue" in done.stdout
     assert "uploads: 1 received, 1 ingested" in done.stdout
     (jobs,) = re.findall("jobs: (.+)", done.stdout)  # a worker may have taken one by now
     assert "1 succeeded" in jobs and ("2 queued" in jobs or "1 queued, 1 running" in jobs)
-    assert "1 webhooks; records brought back: 2 batch, 3 job, 0 cycle" in done.stdout
+    assert "1 webhook; records brought back: 2 batch, 3 job, 0 cycle" in done.stdout
     (machine.layout.root / "pause-sampling").unlink()
     os.killpg(work.ingest.pid, signal.SIGCONT)
     require_ended(machine, work)  # without a scheduler
@@ -237,4 +237,4 @@ def move(old: Machine, new: Machine, backup: Path, monkeypatch) -> None:
             shutil.copytree(source, new.layout.root / name, dirs_exist_ok=True)
     checked = new.command(monkeypatch, restore_app, str(backup), "--check", "--digests")
     assert checked.exit_code == 0, checked.output
-    assert "1 results with 1 files, 2 uploads" in checked.stdout
+    assert "1 result with 1 file, 2 uploads" in checked.stdout

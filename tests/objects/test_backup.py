@@ -79,7 +79,7 @@ def test_nothing_is_lost_with_the_machine(
     stores.redis.flushall()
     new = Layout(tmp_path / "new", lost.results_url, uploads_url=lost.uploads_url)
     assert "next: say --check" in call(restore_app, address, data=new)
-    assert "1 results with 2 files" in call(restore_app, address, "--check", "--digests", data=new)
+    assert "1 result with 2 files" in call(restore_app, address, "--check", "--digests", data=new)
     for name, content in ONLY_HERE.items():
         assert (new.root / name).read_bytes() == content, name
     assert is_pinned(new, "an-1")

@@ -67,9 +67,9 @@ def test_over_http(start_gateway: StartGateway, tmp_path) -> None:
     def ask(query: str, names: str | None, **more: str) -> httpx.Response:
         shape = {"bbox": "-1,-91,359,91"} if query == "cube" else {}
         named = {"parameter-name": names} if names else {}
-        return httpx.get(
-            f"{gateway.url}/v1/data/an-data/edr/{query}", params={**shape, **named, **more}
-        )
+        address = f"{gateway.url}/v1/data/an-data/edr/{query}"
+        # The first request imports what reads data sets.
+        return httpx.get(address, params={**shape, **named, **more}, timeout=60)
 
     def values(answer: httpx.Response) -> int:
         problem = answer.json()
