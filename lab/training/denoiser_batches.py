@@ -319,7 +319,7 @@ class ReusedBatches:
 
     Arguments:
         batches: Draws new ones.
-        uses: How often each is returned.
+        uses: How often each is returned; with 1 none is kept.
         apart: Batches kept for later, each about 190 MB with 24 blankets of appa-t31.
     """
 

@@ -239,7 +239,7 @@ def train(
         device=settings.device,
         errors=errors,
     )
-    batches = ReusedBatches(drawn, settings.uses) if settings.uses > 1 else drawn
+    batches = ReusedBatches(drawn, settings.uses)
     device = torch.device(settings.device)
     began, kept, counted, total = time.monotonic(), time.monotonic(), 0, 0.0
     last = math.inf if settings.steps is None else step + settings.steps
