@@ -16,6 +16,8 @@ from worker.observations.decoders.frame import ACCEPTED, RowFaults, decode_frame
 __all__ = ["decode_geojson"]
 
 _BYTES = 256_000_000
+_ENTRY = {"value": "obs_value", "units": "units", "error": "obs_error"}
+"""Column of each part of an entry of `values`."""
 
 
 def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
@@ -93,14 +95,13 @@ def _rows(feature: Any) -> Iterator[dict[str, Any] | str]:
         return
     for variable, value in values.items():
         entry = value if isinstance(value, dict) else {"value": value}
-        if unknown := [name for name in entry if name not in ("value", "units", "error")]:
+        if unknown := [name for name in entry if name not in _ENTRY]:
             yield f"unknown properties {', '.join(map(repr, unknown[:5]))} of {variable}"
         elif "value" not in entry:
             yield f"no value of {variable}"
         else:
-            row = {**shared, "variable": variable, "obs_value": entry["value"]}
-            given = {"units": "units", "error": "obs_error"}
-            yield row | {column: entry[name] for name, column in given.items() if name in entry}
+            own = {_ENTRY[name]: given for name, given in entry.items()}
+            yield {**shared, "variable": variable, **own}
 
 
 def _properties(feature: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
