@@ -57,11 +57,13 @@ class Conv2d(nn.Conv2d):
         return y
 
     def _learns_depthwise(self, x: Tensor) -> bool:
-        """Whether the gradient of a depthwise kernel is compiled for a processor."""
+        """Return whether the gradient of a depthwise kernel is being compiled for a processor."""
+        if not torch.compiler.is_compiling():
+            return False
         depthwise = self.groups == self.in_channels == self.out_channels and self.bias is not None
         simple = self.stride == self.dilation == (1, 1) and self.padding in (0, (0, 0))
         trained = self.weight.requires_grad and x.device.type == "cpu"
-        return torch.compiler.is_compiling() and depthwise and simple and trained
+        return depthwise and simple and trained
 
 
 class _Depthwise(torch.autograd.Function):
