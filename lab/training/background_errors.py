@@ -10,6 +10,7 @@ the bundle of the checkpoint with that fit; the same command, run again, continu
 
 import argparse
 import json
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -73,9 +74,16 @@ class BackgroundErrors:
 
 @torch.no_grad()
 def fit_errors(
-    guess: ZonalGaussianPrior, errors: BackgroundErrors, weight: float
+    guess: ZonalGaussianPrior,
+    errors: BackgroundErrors,
+    weight: float,
+    exponent: float = 1.0,
+    limit: float = math.inf,
 ) -> ZonalGaussianPrior:
-    """Fit the variances of a Gaussian of mean zero to errors, along its eigenvectors.
+    r"""Fit the variances of a Gaussian of mean zero to errors, along its eigenvectors.
+
+    With g a variance of the guess and f that of the errors, the fitted one is
+    :math:`g \min(f / g, l)^a`.
 
     A few hundred blankets determine variances, no more: with EOFs and covariances of their own
     (102 blankets), cycles of appa-t31 lost half of their skill in a day.
@@ -84,6 +92,9 @@ def fit_errors(
         guess: Gives the eigenvectors, and the variances before any sample.
         errors: Samples.
         weight: Number of samples that the guess counts for.
+        exponent: a; 0 keeps the guess, 1 takes the variances of the errors.
+        limit: l; at 1 no variance grows. Humidity of the stratosphere drifts from year to year, and
+            its errors in some years would make the analyses of others noisy.
     """
     fitted, count = _like(guess), len(errors.values)
     fitted.load_state_dict(guess.state_dict())
@@ -92,7 +103,8 @@ def fit_errors(
         for total, power in zip(sums, guess.power(x.float()), strict=True):
             total += len(x) * power
     for variance, total in zip(_variances(fitted), sums, strict=True):
-        variance.copy_((total + weight * variance) / (count + weight))
+        ratio = (total / variance.clamp_min(1e-12) + weight) / (count + weight)
+        variance.mul_(ratio.clamp(max=limit) ** exponent)
     return fitted
 
 
@@ -218,6 +230,8 @@ def main() -> None:
         help="what forecasts err by themselves: errors grow with the flow",
     )
     parser.add_argument("--weight", type=float, default=10, help="samples the guess counts for")
+    parser.add_argument("--exponent", type=float, default=1.0, help="of fitted over guessed ones")
+    parser.add_argument("--limit", type=float, default=math.inf, help="of fitted over guessed ones")
     parser.add_argument("--inflation", type=float, default=1.0, help="of variances in the bundle")
     parser.add_argument("--spread", type=float, default=1.0, help="of members, in the bundle")
     asked = parser.parse_args()
@@ -235,7 +249,8 @@ def main() -> None:
     for number in range(done, asked.sweeps):
         began = time.monotonic()
         found = collect_errors(chains, data, first, asked.cycles, asked.every)
-        errors.load_state_dict(fit_errors(guess, found, asked.weight).state_dict())
+        fitted = fit_errors(guess, found, asked.weight, asked.exponent, asked.limit)
+        errors.load_state_dict(fitted.state_dict())
         with open_atomic(asked.output / f"errors-{number}.pt") as file:
             torch.save({**vars(found), "sigma": asked.sigma}, file)
         _keep(asked.output / "chains.pt", chains, number + 1, errors)

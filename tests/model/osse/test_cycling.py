@@ -1,5 +1,6 @@
 """Chains of cycles: each observation once, scores of their last day against direct computation."""
 
+import math
 from datetime import UTC, datetime
 from functools import partial
 
@@ -127,3 +128,18 @@ def test_fitted_errors_have_the_covariance_they_were_drawn_from(informed):
     few = fit_errors(other, BackgroundErrors(drawn[:1].half(), date[:1]), weight=1e6)
     torch.testing.assert_close(few.variance, other.variance, rtol=1e-4, atol=1e-6)
     assert float(fitted.mean.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scale", "exponent", "limit", "expected"), [(0.25, 0.5, 1.0, 0.5), (4.0, 0.5, 1.0, 1.0)]
+)
+def test_a_guess_moves_part_of_the_way_to_the_errors_and_not_beyond_its_limit(
+    informed, scale, exponent, limit, expected
+):
+    guess = first_guess(informed.background_errors, 0.5)
+    date = torch.tensor([[2021, 3, 4, h] for h in range(4)]).expand(4000, 4, 4)
+    drawn = math.sqrt(scale) * guess.sample(date, torch.Generator().manual_seed(4))
+    fitted = fit_errors(guess, BackgroundErrors(drawn.half(), date), 1, exponent, limit)
+    large = guess.variance > 1e-3
+    ratio = fitted.variance[large] / guess.variance[large]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=0.06, atol=0)
