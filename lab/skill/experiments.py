@@ -111,6 +111,8 @@ def verify_osse(
     made_by = experiment(model, settings, asked.truth) | {"cycle_days": asked.cycle_days}
     kept = ResultsFile(asked.keep, made_by)
     ends = analysis_times(truth, settings.window, max(settings.lead, 1), asked.starts)
+    if asked.cycle_days:
+        _chain(model, truth, asked)  # refused before hours of starts
     if asked.finished:
         autoencoder, starts = _finished(kept, ends)
     else:
@@ -172,6 +174,26 @@ def _denoiser(
     display.finished(f"denoiser over closed form: {text}")
 
 
+def _chain(model: LatentModel, truth: Truth, asked: Experiment) -> tuple[datetime, float]:
+    """Return when the cold window of the chain of cycles ends (UTC), and its days.
+
+    Raises:
+        InvalidInput: If the truth is too short for it.
+    """
+    first, last = truth.span
+    start, days = first + (model.blanket_size - 1) * HOUR, asked.cycle_days
+    room = (last - start) / timedelta(days=1) - 1
+    if days <= room:
+        return start, days
+    if asked.shorten:
+        return start, room // 0.25 * 0.25
+    raise InvalidInput(
+        f"Expected {days + 2:g} days of truth for {days:g} days of cycles, a window before "
+        f"and a forecast after them; got {first.isoformat()} to {last.isoformat()}. Ask for at most "
+        f"{max(room, 0) // 0.25 * 0.25:g} days, or name a longer truth: appa train nature-run."
+    )
+
+
 def _cycles(
     model: LatentModel,
     truth: Truth,
@@ -180,21 +202,12 @@ def _cycles(
     kept: ResultsFile,
     display: _Display,
 ) -> None:
-    skill, begin, days = kept.cycled, time.perf_counter(), asked.cycle_days
+    skill, begin = kept.cycled, time.perf_counter()
+    start, days = _chain(model, truth, asked)
+    if days <= 0:
+        return
     if skill is None:
-        first, last = truth.span
-        start = first + (model.blanket_size - 1) * HOUR
-        room = (last - start) / timedelta(days=1) - 1
-        if asked.shorten and room < days:
-            days = room // 0.25 * 0.25
-            if days <= 0:
-                return
         display.phase(f"{days:g} days of cycles")
-        if room < days:
-            raise InvalidInput(
-                f"Expected {days + 2:g} days of truth for {days:g} days of cycles, a window before "
-                f"and a forecast after them; got {first.isoformat()} to {last.isoformat()}."
-            )
         chain = CycleSettings(
             days,
             settings.members,

@@ -124,3 +124,5 @@ def test_cycles_are_scored_and_need_enough_truth(world, tmp_path):
     assert values["cycled"]["continued"] is False
     done = run(world, *longer, "--cycles", "5", code=1)
     assert "Expected 7 days of truth for 5 days of cycles" in str(done.exception)
+    assert "at most 0.25 days" in str(done.exception)
+    assert "start 1" not in done.output  # refused before anything was computed
