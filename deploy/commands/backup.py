@@ -230,7 +230,8 @@ def _check(folder: Path, layout: Layout, *, digests: bool, as_json: bool) -> Non
         for name, why in list(found.missing.items())[:_SHOWN]:
             err.print(f"{name}: {why}", markup=False, highlight=False, soft_wrap=True)
         if found.missing:
-            err.print(f"{len(found.missing)} are missing or damaged", highlight=False)
+            wrong = counted(len(found.missing), "item")
+            err.print(f"{wrong} missing or damaged", highlight=False)
     if found.missing:
         raise typer.Exit(1)
 

@@ -230,7 +230,7 @@ def move(old: Machine, new: Machine, backup: Path, monkeypatch) -> None:
     assert restored.exit_code == 0, restored.output
     early = new.command(monkeypatch, restore_app, str(backup), "--check")
     assert early.exit_code == 1
-    assert "3 are missing or damaged" in early.stderr  # a result and two uploads
+    assert "3 items missing or damaged" in early.stderr  # a result and two uploads
     for name in copied_folders():
         source = old.layout.root / name
         if source.exists():
