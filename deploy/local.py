@@ -30,6 +30,7 @@ from model.domain.errors import ConfigurationError
 from worker.confinement import die_with_parent
 from worker.contract.layout import Layout
 from worker.contract.queues import QUEUES, SCHEDULER
+from worker.contract.records import utc_now
 from worker.contract.settings import InstallationSettings
 from worker.contract.store import open_stores
 from worker.sandbox import scratch_prefix, sweep_scratch
@@ -153,6 +154,7 @@ class LocalStack:
         self.log = StackLog(self.layout.logs / "appa.log", None if options.quiet else console)
         self.supervisor = Supervisor(self._parts(), self._environment(), self.log.write, _PRELOADED)
         self.stopping = threading.Event()
+        self.created = utc_now()
 
     # -- what is run
 
@@ -262,14 +264,20 @@ class LocalStack:
         return False
 
     def _not_ready(self, http: httpx.Client) -> list[str]:
-        """Return what does not answer yet: the gateway, or else queues without a ready worker."""
+        """Return what does not answer yet: the gateway, or else queues without a ready worker.
+
+        Registrations of killed workers outlive them for a while: older ones do not count.
+        """
         if not _lives(http):
             return ["the gateway does not answer"]
         try:
-            without = [q for q in (*QUEUES, SCHEDULER) if not self.stores.workers.ready(q)]
+            ready = [
+                r for r in self.stores.workers.alive() if r.ready and r.started >= self.created
+            ]
         except (RedisError, OSError):
             return ["the broker does not answer"]
-        return [f"no ready worker of '{queue}'" for queue in without]
+        served = {queue for report in ready for queue in report.queues}
+        return [f"no ready worker of '{q}'" for q in (*QUEUES, SCHEDULER) if q not in served]
 
 
 def _broker_socket(layout: Layout) -> tuple[Path, Path | None]:

@@ -1,6 +1,7 @@
 """What happens to the parts of `appa up`: killed, out of disk, or in the way of another stack."""
 
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,7 @@ from tests.deploy.up import answers, ended, submit, upload
 from tests.faults.full_disk import can_mount, fill
 from tests.worker.processes import wait_for
 from worker.contract.layout import Layout
+from worker.contract.queues import QUEUES, SCHEDULER, WorkerReport
 from worker.contract.store import open_stores
 from worker.feeds.sources import SourceFile
 
@@ -94,3 +96,24 @@ def test_what_is_not_ready_is_named(tmp_path):
     stack.log.close()
     log = (tmp_path / "data" / "logs" / "appa.log").read_text()
     assert "not ready after 1 s: the gateway does not answer" in log
+
+
+def test_registrations_of_killed_workers_make_no_stack_ready(tmp_path, own_broker, monkeypatch):
+    stores = open_stores(own_broker.url)
+    queues = [*QUEUES, SCHEDULER]
+
+    def register(name: str) -> None:
+        report = WorkerReport(name=name, queues=queues, ready=True)
+        stores.workers.register(report, timedelta(hours=1))
+
+    register("killed a moment ago")
+    options = StackOptions(tmp_path / "data", port=0, quiet=True, redis_url=own_broker.url)
+    stack = LocalStack(options)  # not entered, so no part is started
+    stack.stores = stores
+    monkeypatch.setattr("deploy.local._lives", lambda http: True)
+    assert not stack.wait_ready(0.3)
+    register("of this stack")
+    assert stack.wait_ready(5)
+    stack.log.close()
+    assert "no ready worker of 'gpu'" in (tmp_path / "data" / "logs" / "appa.log").read_text()
+    stores.redis.close()
