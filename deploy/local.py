@@ -271,13 +271,14 @@ class LocalStack:
         if not _lives(http):
             return ["the gateway does not answer"]
         try:
-            ready = [
-                r for r in self.stores.workers.alive() if r.ready and r.started >= self.created
+            without = [
+                queue
+                for queue in (*QUEUES, SCHEDULER)
+                if all(r.started < self.created for r in self.stores.workers.ready(queue))
             ]
         except (RedisError, OSError):
             return ["the broker does not answer"]
-        served = {queue for report in ready for queue in report.queues}
-        return [f"no ready worker of '{q}'" for q in (*QUEUES, SCHEDULER) if q not in served]
+        return [f"no ready worker of '{queue}'" for queue in without]
 
 
 def _broker_socket(layout: Layout) -> tuple[Path, Path | None]:
