@@ -111,8 +111,6 @@ def verify_osse(
     made_by = experiment(model, settings, asked.truth) | {"cycle_days": asked.cycle_days}
     kept = ResultsFile(asked.keep, made_by)
     ends = analysis_times(truth, settings.window, max(settings.lead, 1), asked.starts)
-    if asked.cycle_days:
-        _chain(model, truth, asked)  # refused before hours of starts
     if asked.finished:
         autoencoder, starts = _finished(kept, ends)
     else:
@@ -139,6 +137,7 @@ def _all(
     asked: Experiment,
     kept: ResultsFile,
 ) -> tuple[AutoencoderSkill, list[StartSkill]]:
+    chain = _chain_of_cycles(model, truth, asked)  # refused before hours of starts
     # Progress does not belong to the output, which may be JSON for another program.
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
@@ -151,8 +150,8 @@ def _all(
         for number, end in enumerate(seasons_first(ends)):
             name = f"start {number + 1} of {len(ends)}"
             found[end] = _start(model, truth, end, settings, kept, display, name)
-        if asked.cycle_days:
-            _cycles(model, truth, settings, asked, kept, display)
+        if chain is not None:
+            _cycles(model, truth, settings, chain, kept, display)
     return autoencoder, [found[end] for end in ends]
 
 
@@ -174,8 +173,10 @@ def _denoiser(
     display.finished(f"denoiser over closed form: {text}")
 
 
-def _chain(model: LatentModel, truth: Truth, asked: Experiment) -> tuple[datetime, float]:
-    """Return when the cold window of the chain of cycles ends (UTC), and its days.
+def _chain_of_cycles(
+    model: LatentModel, truth: Truth, asked: Experiment
+) -> tuple[datetime, float] | None:
+    """Return when the cold window before the chain ends (UTC), and its days; None for no chain.
 
     Raises:
         InvalidInput: If the truth is too short for it.
@@ -183,14 +184,17 @@ def _chain(model: LatentModel, truth: Truth, asked: Experiment) -> tuple[datetim
     first, last = truth.span
     start, days = first + (model.blanket_size - 1) * HOUR, asked.cycle_days
     room = (last - start) / timedelta(days=1) - 1
+    most = max(room, 0) // 0.25 * 0.25
+    if asked.shorten and room < days:
+        days = most
+    if days <= 0:
+        return None
     if days <= room:
         return start, days
-    if asked.shorten:
-        return start, room // 0.25 * 0.25
     raise InvalidInput(
         f"Expected {days + 2:g} days of truth for {days:g} days of cycles, a window before "
         f"and a forecast after them; got {first.isoformat()} to {last.isoformat()}. Ask for at most "
-        f"{max(room, 0) // 0.25 * 0.25:g} days, or name a longer truth: appa train nature-run."
+        f"{most:g} days, or name a longer truth: appa train nature-run."
     )
 
 
@@ -198,17 +202,14 @@ def _cycles(
     model: LatentModel,
     truth: Truth,
     settings: SkillSettings,
-    asked: Experiment,
+    chain: tuple[datetime, float],
     kept: ResultsFile,
     display: _Display,
 ) -> None:
-    skill, begin = kept.cycled, time.perf_counter()
-    start, days = _chain(model, truth, asked)
-    if days <= 0:
-        return
+    skill, begin, (start, days) = kept.cycled, time.perf_counter(), chain
     if skill is None:
         display.phase(f"{days:g} days of cycles")
-        chain = CycleSettings(
+        cycled = CycleSettings(
             days,
             settings.members,
             settings.past,
@@ -217,7 +218,7 @@ def _cycles(
             settings.withhold,
             settings.settings,
         )
-        skill = score_cycles(model, truth, start, chain, display.step)
+        skill = score_cycles(model, truth, start, cycled, display.step)
         kept.add_cycled(skill)
     display.finished(
         f"{days:g} days of cycles ({time.perf_counter() - begin:.0f} s): {skill.filtering:.3f}, "
