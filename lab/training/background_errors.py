@@ -230,8 +230,10 @@ def main() -> None:
         help="what forecasts err by themselves: errors grow with the flow",
     )
     parser.add_argument("--weight", type=float, default=10, help="samples the guess counts for")
-    parser.add_argument("--exponent", type=float, default=1.0, help="of fitted over guessed ones")
-    parser.add_argument("--limit", type=float, default=math.inf, help="of fitted over guessed ones")
+    parser.add_argument(
+        "--exponent", type=float, default=1.0, help="of fitted over guessed variances"
+    )
+    parser.add_argument("--limit", type=float, default=math.inf, help="largest ratio of the two")
     parser.add_argument("--inflation", type=float, default=1.0, help="of variances in the bundle")
     parser.add_argument("--spread", type=float, default=1.0, help="of members, in the bundle")
     asked = parser.parse_args()
