@@ -88,8 +88,12 @@ def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
     """
     options = [text for name, value in BROKER_OPTIONS.items() for text in (f"--{name}", value)]
     where = ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
-    return (str(get_binary_path()), *where, "--dir", str(folder), *options, "--loglevel", "warning")
+    quiet = ("--loglevel", "warning", "--hz", "2")  # wakes up twice a second, not ten times
+    return (str(get_binary_path()), *where, "--dir", str(folder), *options, *quiet)
 
+
+_LOOK_SECONDS = 0.5
+"""Pause between two looks at the processes of a running stack."""
 
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel allows 107
 
@@ -231,7 +235,7 @@ class LocalStack:
             if self.wait_ready(ready_seconds):
                 took = time.monotonic() - started
                 self.log.write("appa", f"ready in {took:.1f} s: {self.url}  (API: {self.url}/docs)")
-            while not self.stopping.wait(0.2):
+            while not self.stopping.wait(_LOOK_SECONDS):
                 self._start_optional()
                 self.supervisor.tend()
 

@@ -101,6 +101,9 @@ def celery_settings(url: str, prefix: str, visibility_timeout: int) -> dict[str,
             "visibility_timeout": visibility_timeout,
             "global_keyprefix": f"{prefix}:broker:",
             "socket_keepalive": True,
+            # Longest wait of a worker for a message, in seconds: it wakes up that often while idle, and
+            # a signal to stop waits for it. Messages themselves end the wait.
+            "polling_interval": 2,
             "priority_steps": list(PRIORITIES),
         },
         "broker_connection_retry_on_startup": True,
