@@ -1,7 +1,7 @@
 """Score a chain of cycles on its last day: analyses, forecasts, spread and cost.
 
 If cycles continue from the analysis of several hours before, hourly cycles form that many independent
-chains, which differ only in their hours; one of them is run. If the checkpoint has no statistics of
+chains, which differ only in their hours; two of them are run. If the checkpoint has no statistics of
 background errors, every cycle is a cold window, as in operation, and those that are not scored are
 left out.
 """
@@ -143,7 +143,8 @@ def score_cycles(
         on_step: Called with (i, n) before every hour.
     """
     known = model.card.background
-    step = 1 if known is None else known.hours
+    age = 1 if known is None else known.hours
+    step = max(age // 2, 1)
     total = max(round(24 * asked.days) // step, 1) * step
     chain = AnalysisChain(
         model,
@@ -151,6 +152,7 @@ def score_cycles(
         around_forecast(model),
         members=asked.members,
         step=step,
+        age=age,
         settings=asked.settings,
         network=asked.network,
         seed=asked.seed,

@@ -1,8 +1,9 @@
 """Cycle in a simulated world: each analysis continues from an earlier one, with new observations.
 
-A chain begins with a cold window. From then on it sees each observation once: those of the hours
-since the analysis that it continues (`model.background`). Hourly cycles that continue from several
-hours before form that many independent chains, which differ only in their hours.
+A chain begins with a cold window. From then on each analysis assimilates the observations since the
+analysis that it continues (`model.background`). Where it continues from further back than the analysis
+before it, windows overlap, and the analyses form several chains side by side: along each of them, every
+observation is assimilated once.
 """
 
 from collections.abc import Iterator
@@ -61,12 +62,14 @@ class AnalysisChain:
             continue one.
         members: Size of the ensemble, even.
         step: Hours from one analysis to the next.
+        age: Age in hours of the analysis that a cycle continues; younger ones, of at least half of it,
+            serve while there is none. None for `step`.
         settings: How the checkpoint assimilates.
         network: The simulated observing network.
         seed: Of observation errors and members; the analysis time is added.
         withhold: Share of the stations that is left out.
         last: The newest trajectory's mean, with shape (K, c, h, w); set by `start`.
-        end: Its last time.
+        end: Its last time (UTC).
     """
 
     model: LatentModel
@@ -74,12 +77,15 @@ class AnalysisChain:
     around: Around | None
     members: int = 2
     step: int = 1
+    age: int | None = None
     settings: AssimilationSettings | None = None
     network: Network = field(default_factory=Network)
     seed: int = 0
     withhold: float = 0.1
     last: Tensor | None = None
     end: datetime | None = None
+    _earlier: dict[datetime, Tensor] = field(default_factory=dict)
+    _reports: dict[datetime, pa.Table] = field(default_factory=dict)
 
     def start(self, end: datetime) -> Trajectory:
         """Analyse a cold window that ends at `end` (UTC)."""
@@ -96,6 +102,7 @@ class AnalysisChain:
             settings=self.settings,
         )
         self.last, self.end = done.latents.mean(0), end
+        self._earlier = {}
         return done
 
     def cycles(self, count: int) -> Iterator[SimulatedCycle]:
@@ -106,10 +113,13 @@ class AnalysisChain:
     def _cycle(self) -> SimulatedCycle:
         if self.last is None or self.end is None or self.around is None:
             raise RuntimeError("Expected a chain that was started and can be continued.")
+        self._earlier[self.end] = self.last
         end = self.end + self.step * HOUR
+        begin = self._continued(end)
+        hours = (end - begin) // HOUR
         plan = WindowPlan.filtering(end, self.model.blanket_size)
-        prior = self.around(self.last[self.step :], date_rows(plan.times))
-        seen, _ = observation_set(self._new_rows(end), self.model, list(plan.times))
+        prior = self.around(self._earlier[begin][hours:], date_rows(plan.times))
+        seen, _ = observation_set(self._rows(end, hours), self.model, list(plan.times))
         done = assimilate(
             self.model,
             seen,
@@ -120,21 +130,37 @@ class AnalysisChain:
             prior=prior,
         )
         self.last, self.end = done.latents.mean(0), end
+        self._earlier = {time: x for time, x in self._earlier.items() if time >= begin}
+        self._reports = {time: rows for time, rows in self._reports.items() if time > begin}
         return SimulatedCycle(end, len(seen), prior.background, done)
 
-    def _new_rows(self, end: datetime) -> pa.Table:
-        """Return what the network reports of the hours up to `end` since the last analysis."""
-        states = torch.nan_to_num(self.truth_at(end - self.step * HOUR, self.step + 1), nan=273.0)
+    def _continued(self, end: datetime) -> datetime:
+        """Return the end of the analysis that a cycle continues, as jobs of the service choose it."""
+        age = (self.age or self.step) * HOUR
+        old = [time for time in self._earlier if end - time >= age]
+        fair = [time for time in self._earlier if end - time >= age / 2]
+        return max(old or fair or self._earlier)
+
+    def _rows(self, end: datetime, hours: int) -> pa.Table:
+        """Return the reports of the last hours up to `end`, at stations that are not withheld."""
+        times = [end - k * HOUR for k in range(hours - 1, -1, -1)]
+        for time in times:
+            if time not in self._reports:
+                self._reports[time] = self._reported(time)
+        return pa.concat_tables([self._reports[time] for time in times])
+
+    def _reported(self, end: datetime) -> pa.Table:
+        """Return the reports of one hour: the same in all windows that hold it."""
+        states = torch.nan_to_num(self.truth_at(end - HOUR, 2), nan=273.0)
         table = simulate_observations(
             states,
             self.model.grid,
             self.model.channels,
-            [end - hours * HOUR for hours in range(self.step, -1, -1)],
+            [end - HOUR, end],
             self.seed + int(end.timestamp()) // 3600,
             statics=self.model.statics,
             network=self.network,
         )
-        times = table["time"].to_numpy()
-        last = np.datetime64(end.replace(tzinfo=None))
-        new = (times > last - np.timedelta64(self.step, "h")) & (times <= last)
+        times, last = table["time"].to_numpy(), np.datetime64(end.replace(tzinfo=None))
+        new = (times > last - np.timedelta64(1, "h")) & (times <= last)
         return withhold_stations(table.filter(pa.array(new)), self.withhold, self.seed)

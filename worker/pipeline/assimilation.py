@@ -120,12 +120,12 @@ def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> Published
     """Return the published result that the job continues, else the newest one it can start from."""
     spec, known, own = job.spec, loaded.model.card.background, _ranking(job)
     if known is not None and spec.starts_warm:
-        min_age, max_age = continued_ages(known.hours)
-        until = spec.reference_time - min_age
-        before = find_restart(layout, loaded.sha256, until, max_age - min_age, ranking=own)
         plan = spec.plan(loaded.model.blanket_size)
-        if continued(plan, spec, before, loaded.model) is not None:
-            return before
+        for least, greatest in continued_ages(known.hours):
+            until = spec.reference_time - least
+            before = find_restart(layout, loaded.sha256, until, greatest - least, ranking=own)
+            if continued(plan, spec, before, loaded.model) is not None:
+                return before
     return find_restart(
         layout,
         loaded.sha256,
@@ -260,8 +260,8 @@ def continued(
 ) -> PublishedStates | None:
     """Return the analysis that a job continues; None where it starts from its window alone.
 
-    Its age must be that in the card of the model, or at most half as much again. It must be of the same
-    model, hold the first states of the window, have the same selection of observations, and have
+    Its age must be that in the card of the model, or differ from it by at most half. It must be of the
+    same model, hold the first states of the window, have the same selection of observations, and have
     antithetic members, whose mean is the analysis and not a random draw. The model must provide the
     errors of such backgrounds.
 
@@ -281,21 +281,26 @@ def continued(
     times, before = earlier.restart.times, earlier.manifest.spec.observations
     free: dict[str, Any] = {"cut_off": None, "deny": []}
     same = before.model_copy(update=free) == spec.observations.model_copy(update=free)
-    min_age, max_age = continued_ages(known.hours)
-    fits = times[0] <= plan.times[0] and min_age <= plan.times[-1] - times[-1] <= max_age
-    fits = fits and times[-1] >= plan.times[0]
+    age = plan.times[-1] - times[-1]
+    fits = times[0] <= plan.times[0] <= times[-1]
+    fits = fits and any(low <= age <= high for low, high in continued_ages(known.hours))
     made = earlier.manifest
     analysed = made.kind == "filtering" and made.mirrored and "batches" in made.provenance
     return earlier if same and fits and analysed and made.members % 2 == 0 else None
 
 
-def continued_ages(hours: int) -> tuple[timedelta, timedelta]:
-    """Return the least and the greatest age of an analysis that is continued.
+def continued_ages(hours: int) -> tuple[tuple[timedelta, timedelta], ...]:
+    """Return the least and greatest ages of analyses that are continued, the preferred ones first.
+
+    An older analysis is preferred to one that is younger than in the card: its window holds more
+    observations. A younger one serves while there is no other, at the beginning of a chain.
 
     Arguments:
         hours: Age in the card of the model.
     """
-    return hours * HOUR, (hours + hours // 2) * HOUR
+    age, half = hours * HOUR, hours // 2 * HOUR
+    younger = ((max(half, HOUR), age),) if hours > 1 else ()
+    return ((age, age + half), *younger)
 
 
 def already_seen(table: pa.Table, manifest: AnalysisManifest) -> NDArray[np.bool_]:
