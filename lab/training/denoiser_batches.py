@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 
-KNOWN = {18: 0.75, 12: 0.15}
-"""Known states of the forecasts in use and their shares of the draws: cycles that continue from six
-hours before, and longer ones."""
+KNOWN = {12: 0.7, 18: 0.15}
+"""Known states of the forecasts in use and their shares of the draws: cycles that continue from twelve
+hours before, and from six."""
 KNOWN_WEIGHT = 0.1
 """Weight of the error of known states in a forecast, which is used for the states after them."""
 
@@ -96,7 +96,7 @@ def draw_profile(blanket: int, random: torch.Generator, analysed: float | None =
             place -= share
         if analysed is not None and uniform(0, 1) < 0.6:
             return Profile(forecast_profile(blanket, known, analysed), analysed=True)
-        return Profile(forecast_profile(blanket, known, level(0.12, 0.6)))
+        return Profile(forecast_profile(blanket, known, level(0.05, 0.5)))
     if kind < 0.95:
         first, last = level(0.03, 0.5), level(1.0, 50.0)
         ramp = torch.linspace(-uniform(0, 1), 1, blanket).clamp(min=0)
