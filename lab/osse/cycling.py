@@ -110,12 +110,15 @@ class AnalysisChain:
         for _ in range(count):
             yield self._cycle()
 
+    def observe(self) -> None:
+        """Simulate the observations of the next cycle, where its time is measured without them."""
+        begin, end = self._span()
+        self._rows(end, (end - begin) // HOUR)
+
     def _cycle(self) -> SimulatedCycle:
-        if self.last is None or self.end is None or self.around is None:
-            raise RuntimeError("Expected a chain that was started and can be continued.")
-        self._earlier[self.end] = self.last
-        end = self.end + self.step * HOUR
-        begin = self._continued(end)
+        if self.around is None:
+            raise RuntimeError("Expected a checkpoint that knows the errors of its backgrounds.")
+        begin, end = self._span()
         hours = (end - begin) // HOUR
         plan = WindowPlan.filtering(end, self.model.blanket_size)
         prior = self.around(self._earlier[begin][hours:], date_rows(plan.times))
@@ -134,12 +137,18 @@ class AnalysisChain:
         self._reports = {time: rows for time, rows in self._reports.items() if time > begin}
         return SimulatedCycle(end, len(seen), prior.background, done)
 
-    def _continued(self, end: datetime) -> datetime:
-        """Return the end of the analysis that a cycle continues, as jobs of the service choose it."""
-        age = (self.age or self.step) * HOUR
+    def _span(self) -> tuple[datetime, datetime]:
+        """Return the ends of the analysis that the next cycle continues, and of the cycle.
+
+        Jobs of the service choose in the same way (`worker.pipeline.assimilation.continued_ages`).
+        """
+        if self.last is None or self.end is None:
+            raise RuntimeError("Expected a chain that was started.")
+        self._earlier[self.end] = self.last
+        end, age = self.end + self.step * HOUR, (self.age or self.step) * HOUR
         old = [time for time in self._earlier if end - time >= age]
         fair = [time for time in self._earlier if end - time >= age / 2]
-        return max(old or fair or self._earlier)
+        return max(old or fair or self._earlier), end
 
     def _rows(self, end: datetime, hours: int) -> pa.Table:
         """Return the reports of the last hours up to `end`, at stations that are not withheld."""
