@@ -23,10 +23,12 @@ them did to model equivalents elsewhere.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 
+from model.domain.windows import HOUR
 from model.forecast import expected_states, forecast_mean
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Denoise, Observed
@@ -40,6 +42,7 @@ __all__ = [
     "BackgroundPrior",
     "Propagation",
     "around_forecast",
+    "continued_ages",
     "innovation_weights",
     "propagate_errors",
     "shifted_forecast",
@@ -174,6 +177,20 @@ def propagate_errors(
     average = remainder * follows(tangent.x)
     forecast = tangent.y.view_as(average) + average  # known by now: not evaluated again
     return Propagation(tangent, torch.cat([analysed, forecast[0]]), remainder)
+
+
+def continued_ages(hours: int) -> tuple[tuple[timedelta, timedelta], ...]:
+    """Return the least and greatest ages of analyses that are continued, the preferred ones first.
+
+    An older analysis is preferred to one that is younger than in the card: its window holds more
+    observations. A younger one serves while there is no other, at the beginning of a chain.
+
+    Arguments:
+        hours: Age in the card of the model.
+    """
+    age, half = hours * HOUR, hours // 2 * HOUR
+    older, younger = (age, age + half), (half, age)
+    return (older, younger) if half else (older,)
 
 
 @torch.no_grad()

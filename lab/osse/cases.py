@@ -38,6 +38,7 @@ __all__ = [
     "Truth",
     "analysis_times",
     "observe_case",
+    "observe_hour",
     "open_truth",
     "restored_withheld",
     "write_case",
@@ -311,3 +312,29 @@ def observe_case(
         network=network,
     )
     return ObservedCase(model, end, window, truth, withhold_stations(table, withhold, seed))
+
+
+def observe_hour(
+    model: LatentModel,
+    truth_at: ReadTruth,
+    end: datetime,
+    network: Network,
+    seed: int,
+    withhold: float,
+) -> pa.Table:
+    """Return the reports of the hour up to `end`: the same in every window that holds it.
+
+    Arguments as in `observe_case`.
+    """
+    table = simulate_observations(
+        torch.nan_to_num(truth_at(end - HOUR, 2), nan=273.0),
+        model.grid,
+        model.channels,
+        [end - HOUR, end],
+        seed + int(end.timestamp()) // 3600,
+        statics=model.statics,
+        network=network,
+    )
+    times, last = table["time"].to_numpy(), np.datetime64(end.replace(tzinfo=None))
+    new = (times > last - np.timedelta64(1, "h")) & (times <= last)
+    return withhold_stations(table.filter(pa.array(new)), withhold, seed)

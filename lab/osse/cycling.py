@@ -10,16 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
-from lab.osse.cases import ReadTruth, observe_case
-from lab.osse.network import Network, simulate_observations, withhold_stations
+from lab.osse.cases import ReadTruth, observe_case, observe_hour
+from lab.osse.network import Network
 from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings
-from model.background import Around
+from model.background import Around, continued_ages
 from model.diagnostics.equivalents import observation_set
 from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
@@ -112,8 +110,7 @@ class AnalysisChain:
 
     def observe(self) -> None:
         """Simulate the observations of the next cycle, where its time is measured without them."""
-        begin, end = self._span()
-        self._rows(end, (end - begin) // HOUR)
+        self._rows(*self._span())
 
     def _cycle(self) -> SimulatedCycle:
         if self.around is None:
@@ -122,7 +119,7 @@ class AnalysisChain:
         hours = (end - begin) // HOUR
         plan = WindowPlan.filtering(end, self.model.blanket_size)
         prior = self.around(self._earlier[begin][hours:], date_rows(plan.times))
-        seen, _ = observation_set(self._rows(end, hours), self.model, list(plan.times))
+        seen, _ = observation_set(self._rows(begin, end), self.model, list(plan.times))
         done = assimilate(
             self.model,
             seen,
@@ -140,36 +137,24 @@ class AnalysisChain:
     def _span(self) -> tuple[datetime, datetime]:
         """Return the ends of the analysis that the next cycle continues, and of the cycle.
 
-        Jobs of the service choose in the same way (`worker.pipeline.assimilation.continued_ages`).
+        Jobs of the service choose in the same way; where they would continue none, the newest serves.
         """
         if self.last is None or self.end is None:
             raise RuntimeError("Expected a chain that was started.")
         self._earlier[self.end] = self.last
-        end, age = self.end + self.step * HOUR, (self.age or self.step) * HOUR
-        old = [time for time in self._earlier if end - time >= age]
-        fair = [time for time in self._earlier if end - time >= age / 2]
-        return max(old or fair or self._earlier), end
+        end = self.end + self.step * HOUR
+        for least, greatest in continued_ages(self.age or self.step):
+            fits = [time for time in self._earlier if least <= end - time <= greatest]
+            if fits:
+                return max(fits), end
+        return self.end, end
 
-    def _rows(self, end: datetime, hours: int) -> pa.Table:
-        """Return the reports of the last hours up to `end`, at stations that are not withheld."""
-        times = [end - k * HOUR for k in range(hours - 1, -1, -1)]
+    def _rows(self, begin: datetime, end: datetime) -> pa.Table:
+        """Return the reports after `begin` up to `end`, at stations that are not withheld."""
+        times = [begin + k * HOUR for k in range(1, (end - begin) // HOUR + 1)]
         for time in times:
             if time not in self._reports:
-                self._reports[time] = self._reported(time)
+                self._reports[time] = observe_hour(
+                    self.model, self.truth_at, time, self.network, self.seed, self.withhold
+                )
         return pa.concat_tables([self._reports[time] for time in times])
-
-    def _reported(self, end: datetime) -> pa.Table:
-        """Return the reports of one hour: the same in all windows that hold it."""
-        states = torch.nan_to_num(self.truth_at(end - HOUR, 2), nan=273.0)
-        table = simulate_observations(
-            states,
-            self.model.grid,
-            self.model.channels,
-            [end - HOUR, end],
-            self.seed + int(end.timestamp()) // 3600,
-            statics=self.model.statics,
-            network=self.network,
-        )
-        times, last = table["time"].to_numpy(), np.datetime64(end.replace(tzinfo=None))
-        new = (times > last - np.timedelta64(1, "h")) & (times <= last)
-        return withhold_stations(table.filter(pa.array(new)), self.withhold, self.seed)

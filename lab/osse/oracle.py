@@ -28,9 +28,9 @@ from dinosaur.spherical_harmonic import uv_nodal_to_vor_div_modal, vor_div_to_uv
 from jax_datetime import Timedelta
 from torch import Tensor
 
-from lab.osse.cases import ReadTruth, open_truth
+from lab.osse.cases import ReadTruth, observe_hour, open_truth
 from lab.osse.letkf import LETKF, LocalObservations
-from lab.osse.network import Network, simulate_observations, withhold_stations
+from lab.osse.network import Network
 from lab.osse.scores import standardised_rmse
 from lab.osse.summary import channel_groups
 from lab.training.nature_run import Fields, NatureModel, RunState, north_first
@@ -194,19 +194,7 @@ def observe(
         seed: Of observation errors; the same as in a `lab.osse.cycling.AnalysisChain` with this seed.
         withhold: Share of the stations that is left out.
     """
-    states = torch.nan_to_num(truth_at(end - HOUR, 2), nan=273.0)
-    table = simulate_observations(
-        states,
-        model.grid,
-        model.channels,
-        [end - HOUR, end],
-        seed + int(end.timestamp()) // 3600,
-        statics=model.statics,
-        network=Network(),
-    )
-    first = np.datetime64((end - HOUR).replace(tzinfo=None))
-    table = table.filter(pa.array(table["time"].to_numpy() > first))
-    table = withhold_stations(table, withhold, seed)
+    table = observe_hour(model, truth_at, end, Network(), seed, withhold)
     seen, used = observation_set(table, model, [end - HOUR, end])
     both = torch.nan_to_num(torch.stack(fields, dim=1), nan=273.0)
     # Without representativeness errors: this model has no autoencoder.

@@ -11,7 +11,7 @@ those of the last hour, and late ones.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 import structlog
 from numpy.typing import NDArray
 
+from model.background import continued_ages
 from model.domain.errors import ResourceExhausted
-from model.domain.windows import HOUR, WindowPlan
+from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from worker.backgrounds.load import (
     EarlierStates,
@@ -62,7 +63,6 @@ __all__ = [
     "already_seen",
     "assimilate_window",
     "continued",
-    "continued_ages",
     "first_guess_of",
     "present_inputs",
 ]
@@ -287,20 +287,6 @@ def continued(
     made = earlier.manifest
     analysed = made.kind == "filtering" and made.mirrored and "batches" in made.provenance
     return earlier if same and fits and analysed and made.members % 2 == 0 else None
-
-
-def continued_ages(hours: int) -> tuple[tuple[timedelta, timedelta], ...]:
-    """Return the least and greatest ages of analyses that are continued, the preferred ones first.
-
-    An older analysis is preferred to one that is younger than in the card: its window holds more
-    observations. A younger one serves while there is no other, at the beginning of a chain.
-
-    Arguments:
-        hours: Age in the card of the model.
-    """
-    age, half = hours * HOUR, hours // 2 * HOUR
-    younger = ((max(half, HOUR), age),) if hours > 1 else ()
-    return ((age, age + half), *younger)
 
 
 def already_seen(table: pa.Table, manifest: AnalysisManifest) -> NDArray[np.bool_]:

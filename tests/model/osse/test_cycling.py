@@ -64,7 +64,7 @@ def test_windows_overlap_where_a_cycle_continues_an_older_analysis():
         if len(seen) == 2:
             torch.testing.assert_close(hour.background[:2], cold[2:])
     torch.testing.assert_close(hour.background[:2], first[2:])
-    per_hour = [len(chain._reported(START + i * HOUR)) for i in (1, 2, 3)]
+    per_hour = [len(chain._rows(START + (i - 1) * HOUR, START + i * HOUR)) for i in (1, 2, 3)]
     assert per_hour[0] >= seen[0] > 0.8 * per_hour[0]  # some lie outside of every grid cell
     assert seen[1] - seen[0] == pytest.approx(per_hour[1], rel=0.2)
     assert seen[2] - seen[1] == pytest.approx(per_hour[2] - per_hour[0], abs=0.2 * per_hour[0])
@@ -72,7 +72,7 @@ def test_windows_overlap_where_a_cycle_continues_an_older_analysis():
 
 def test_an_hour_is_reported_in_the_same_way_in_every_window():
     chain = chain_of(informed_model(hours=2), step=1, age=2)
-    short, long = chain._rows(START, 1), chain._rows(START, 2)
+    short, long = chain._rows(START - HOUR, START), chain._rows(START - 2 * HOUR, START)
     assert 0 < len(short) < len(long)
     assert long.slice(len(long) - len(short)) == short
 
