@@ -37,6 +37,7 @@ from worker.contract.queues import (
 from worker.contract.redis_server import redis_health
 from worker.contract.trace_export import export_traces, finish_traces
 from worker.fork_server import end_shared_server
+from worker.idle_memory import keep_freed_memory
 from worker.protections import protections
 from worker.runtime import Runtime, open_runtime
 from worker.sandbox import sweep_scratch, warm_up
@@ -208,6 +209,8 @@ class WorkerLife:
         Raises:
             AppaError: If there is no model or it cannot be used.
         """
+        if GPU_QUEUE in self.queues:
+            keep_freed_memory()
         self.runtime = runtime = open_runtime(self.settings, self.queues, self.name, self.app)
         for warning in redis_health(runtime.stores.redis).warnings:
             log.warning("redis", advice=warning)

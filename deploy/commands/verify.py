@@ -25,6 +25,7 @@ from deploy.console import (
     utc_time,
 )
 from model.domain.variables import VARIABLES
+from worker.idle_memory import keep_freed_memory
 from worker.results.verification.series import ALL, LIMIT_SUFFIXES
 
 __all__ = ["Line", "STATISTICS", "Summary", "app", "summarise", "summary_table"]
@@ -195,6 +196,7 @@ def osse(
     from lab.skill.display import draw_skill, print_report
     from lab.skill.experiments import Experiment, verify_osse
 
+    keep_freed_memory()
     if quick:
         starts, members, states, cycles = 2, 4, min(states, 4), cycles or 2.0
     report, model, fields = verify_osse(
@@ -242,6 +244,7 @@ def soundings(
     from lab.skill.experiments import verify_withheld, withheld_table
     from model.checkpoints.bundle import load_checkpoint
 
+    keep_freed_memory()
     model = load_checkpoint(checkpoint)
     skill = verify_withheld(model, paths, share=share, members=members, seed=seed)
     if as_json:

@@ -32,6 +32,7 @@ from model.domain.files import open_atomic
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
+from worker.idle_memory import keep_freed_memory
 
 __all__ = [
     "BackgroundErrors",
@@ -212,6 +213,7 @@ def _chains(model: LatentModel, url: str, count: int, step: int) -> list[Analysi
 
 def main() -> None:
     """Run sweeps with the settings of the command line."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("nature", help="store of states")
     parser.add_argument("latents", type=Path, help="the same as latents")

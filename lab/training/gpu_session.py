@@ -51,6 +51,7 @@ from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 from model.nn.transformer import TransformerBlock
+from worker.idle_memory import keep_freed_memory
 
 __all__ = [
     "Session",
@@ -423,6 +424,7 @@ def run(
 
 def main() -> None:
     """Run a session with the settings of the command line."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="folder of the session; rerun to go on")
     parser.add_argument("--minutes", type=float, required=True, help="wall clock of it all")

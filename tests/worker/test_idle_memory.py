@@ -80,6 +80,46 @@ def test_a_worker_with_work_keeps_its_memory(monkeypatch) -> None:
         assert kept - resident() < 0.1 * BYTES
 
 
+FAULTS = """
+import resource, sys, threading, numpy as np, psutil
+from worker import idle_memory
+from worker.idle_memory import IdleMemory, keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def fill(times):
+    for _ in range(times):
+        for megabytes in (100, 40, 70):
+            np.empty(megabytes << 20, np.uint8).fill(1)
+def in_a_thread(times):
+    thread = threading.Thread(target=fill, args=(times,))
+    thread.start()
+    thread.join()
+in_a_thread(1)  # as one job, and then three others
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+in_a_thread(3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+idle_memory.IDLE_SECONDS, memory = 0.0, IdleMemory()
+with memory.in_use():
+    pass
+assert memory.tend()
+print(psutil.Process().memory_info().rss)
+"""
+
+
+def test_arrays_of_a_job_take_the_memory_of_the_one_before() -> None:
+    """Without it, each page of an array of more than 32 MiB is taken from the system anew."""
+    faults, kept = {}, {}
+    for how in ("keep", "default"):
+        command = [sys.executable, "-c", FAULTS, how]
+        ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        faults[how], kept[how] = map(int, ended.stdout.split())
+    pages = 3 * 210 * 2**20 / 4096
+    # A page fault may bring a huge page of 2 MiB.
+    assert faults["default"] > pages / 512
+    assert faults["keep"] < 0.1 * faults["default"]
+    assert kept["keep"] < kept["default"] + 20 * 2**20  # an idle process returns them all the same
+
+
 class Part:
     """Counts how often it rested; fails to wake while `broken`."""
 
