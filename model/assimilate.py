@@ -135,7 +135,7 @@ def sample_pass(
         if inputs.prior is not None:  # close enough to the solution for a single linearisation
             guess = inputs.prior.climatology(dates[None])[0].to(start)
         start = _prior_start(inputs, part, dates, conditions, noise(start), guess)
-        if inputs.prior is not None:
+        if inputs.prior is not None or not inputs.settings.diffusion:
             return start
     elif earlier is not None:
         start = earlier

@@ -157,6 +157,8 @@ class AssimilationSettings:
         start: What a cold start starts from: `noise`, or `prior`: members of the posterior under
             the checkpoint's closed-form prior, re-noised as `entry` says.
         entry: Where a start from the prior enters.
+        diffusion: Whether a start from the prior is re-noised and denoised at all; without, members
+            are those of the closed form.
         prior_solve: How the systems of a start from the prior are solved.
         guidance: The guidance and its settings; the type says which method.
         mode: How blankets are composed, one of `model.trajectory.MODES`.
@@ -173,6 +175,7 @@ class AssimilationSettings:
     warm: EntrySettings = field(default_factory=EntrySettings)
     start: Literal["noise", "prior"] = "noise"
     entry: EntrySettings = field(default_factory=lambda: EntrySettings(0.1, 1))
+    diffusion: bool = True
     prior_solve: PriorStartSettings = field(default_factory=PriorStartSettings)
     guidance: GuidanceSettings = field(default_factory=MMPSSettings)
     mode: str = "symmetrical"

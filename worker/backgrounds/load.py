@@ -1,8 +1,8 @@
 """Load the background of a job: earlier states and their forecast, or climatology.
 
-Climatology is an ensemble drawn from the model's own prior for these dates: the denoiser is
-conditioned on season and hour of day, so a sample without observations is a draw from the climatology
-of that time, and the members' spread is its variability.
+Climatology is an ensemble drawn from the model's own prior for these dates, conditioned on season and
+hour of day: a sample without observations is a draw from the climatology of that time, and the members'
+spread is its variability. Where observations will follow, draws of the closed form suffice.
 
 An uploaded first guess is read in a sandboxed process. One file holds one state of each hour, so
 that all members of the background are alike: its spread is zero, and the checks against it allow
@@ -208,9 +208,16 @@ class EarlierStates(Protocol):
         """Return the number of states up to and including `time`."""
 
 
-def climatology(plan: WindowPlan, solver: Solver) -> Background:
-    """Return an ensemble drawn from the prior, at the times of the plan."""
-    latents = solver.prior(plan.times)
+def climatology(plan: WindowPlan, solver: Solver, *, observed: bool) -> Background:
+    """Return an ensemble drawn from the prior, at the times of the plan.
+
+    Arguments:
+        plan: The times.
+        solver: Draws the members.
+        observed: Whether there are observations. They are checked against mean and spread of the
+            climate, which are those of the closed form; without any, the members are the analysis.
+    """
+    latents = solver.prior(plan.times, closed_form=observed)
     antithetic = solver.settings.antithetic
     info = {"source": "climatology", "members": len(latents)} | pairs_info(antithetic)
     return Background(plan.times, latents, "climatology", info, ("cold_start",), antithetic)
@@ -303,7 +310,12 @@ def _hours_after(last: datetime, count: int) -> tuple[datetime, ...]:
 
 
 def load_background(
-    plan: WindowPlan, spec: SpecBase, earlier: EarlierStates | None, solver: Solver
+    plan: WindowPlan,
+    spec: SpecBase,
+    earlier: EarlierStates | None,
+    solver: Solver,
+    *,
+    observed: bool = True,
 ) -> Background:
     """Return the first guess at `plan.times`: earlier states brought forward, or climatology.
 
@@ -312,6 +324,7 @@ def load_background(
         spec: The choice between a previous analysis and climatology.
         earlier: The uploaded first guess, or the newest result that can be continued, if any.
         solver: Runs the model where states must be computed.
+        observed: Whether there are observations of these states.
 
     Raises:
         InvalidInput: If a previous analysis is needed and there is none.
@@ -333,4 +346,4 @@ def load_background(
             f"{plan.times[0].isoformat()}; there is none. Use background 'auto' for a cold start.",
             field="background",
         )
-    return climatology(plan, solver)
+    return climatology(plan, solver, observed=observed)

@@ -242,7 +242,8 @@ def _background_of(
     """
     before = continued(plan, spec, inputs.earlier, solver.model)
     if before is None:
-        return load_background(plan, spec, inputs.earlier, solver), None
+        observed = table.num_rows > 0
+        return load_background(plan, spec, inputs.earlier, solver, observed=observed), None
     return continued_background(plan, before, solver), already_seen(table, before.manifest)
 
 
