@@ -1,11 +1,11 @@
 """What a job costs beyond the model, from POST to a visible result, and what an idle stack costs.
 
     python -m benchmarks.job_overhead [--model appa-t31] [--jobs 10] [--seconds 120] [--cycles 4]
-        [--idle 20] [--json]
+        [--age 12] [--idle 20] [--json]
 
 Starts the one-machine stack on a free port with a data folder of its own, and waits while it is
 idle. It then uploads a handful of observations and runs filtering jobs one after another: each for
-itself, then each an hour later than the one it continues. On a slow machine it is content with the
+itself, then hourly ones that continue those, at the age in the card. On a slow machine it is content with the
 jobs that fit into `--seconds`, but runs at least three. Times come from the ids of the events,
 which the server stamps in milliseconds.
 """
@@ -61,7 +61,8 @@ def observations(hours: int) -> bytes:
         elevation=0.0,
         vertical_kind="surface",
         variable="2m_temperature",
-        obs_value=np.full(count, 285.0),
+        # Values that never change would be rejected as those of a stuck sensor.
+        obs_value=285.0 + np.sin(np.arange(count) // stations),
     )
     content = io.BytesIO()
     pq.write_table(table, content)
@@ -97,11 +98,16 @@ def run_job(
 def run_jobs(
     stack: LocalStack, client: httpx.Client, body: dict[str, object], limits: argparse.Namespace
 ) -> list[tuple[dict[str, float], float]]:
-    """Run `limits.jobs` jobs, or as many as fit into `limits.seconds` and at least three."""
+    """Run `limits.jobs` jobs, or as many as fit into `limits.seconds` and at least three.
+
+    Their hours are those that the cycles continue.
+    """
     end = time.monotonic() + limits.seconds
     runs: list[tuple[dict[str, float], float]] = []
-    while len(runs) < limits.jobs and (len(runs) < MIN_JOBS or time.monotonic() < end):
-        runs.append(run_job(stack, client, body))
+    least = max(MIN_JOBS, limits.cycles)
+    while len(runs) < limits.jobs and (len(runs) < least or time.monotonic() < end):
+        hour = NOON + timedelta(hours=len(runs) % max(limits.cycles, 1))
+        runs.append(run_job(stack, client, body | {"valid_time": hour.isoformat()}))
         print(f"job {len(runs)}: {runs[-1][1]:.1f} s", file=sys.stderr)
     return runs
 
@@ -181,13 +187,16 @@ def measure(stack: LocalStack, arguments: argparse.Namespace) -> dict[str, objec
     found: dict[str, object] = {"idle": idle(stack, arguments.idle)} if arguments.idle else {}
     chosen = {"members": arguments.members, "outputs": arguments.outputs.split(",")}
     with httpx.Client(base_url=stack.url, timeout=30) as client:
-        answer = client.post("/v1/observations", content=observations(arguments.cycles))
+        last = arguments.age + arguments.cycles - 1
+        answer = client.post("/v1/observations", content=observations(last))
         wait(client, answer.raise_for_status().headers["location"])
-        cold = chosen | {"valid_time": NOON.isoformat(), "background": "climatology"}
+        cold = chosen | {"background": "climatology"}
         if arguments.jobs:
-            run_job(stack, client, cold)  # the first one finds nothing warm
+            # The first one finds nothing warm.
+            run_job(stack, client, cold | {"valid_time": NOON.isoformat()})
             found |= summary(run_jobs(stack, client, cold, arguments))
-        hours = [NOON + timedelta(hours=1 + i) for i in range(arguments.cycles)]
+        hours = [NOON + timedelta(hours=arguments.age + i) for i in range(arguments.cycles)]
+        chosen |= {"warm_start": True}
         warm = [run_job(stack, client, chosen | {"valid_time": h.isoformat()}) for h in hours]
         if warm:
             found["warm"] = summary(warm)
@@ -199,7 +208,10 @@ def main() -> None:
     parser.add_argument("--model", default="appa-t31", help="checkpoint, by name or folder")
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=120.0, help="to begin jobs in")
-    parser.add_argument("--cycles", type=int, default=4, help="jobs that continue one another")
+    parser.add_argument("--cycles", type=int, default=4, help="jobs that continue an earlier one")
+    parser.add_argument(
+        "--age", type=int, default=12, help="hours back to that one, as in the card"
+    )
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--outputs", default="netcdf", help="comma-separated formats")
     parser.add_argument("--idle", type=float, default=20.0, help="seconds; 0 to leave it out")
