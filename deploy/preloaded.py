@@ -4,13 +4,13 @@ Imports take most of the processor time of a start, and modules most of the memo
 `Preloaded` runs a single-threaded fork server (`python -m deploy.preloaded`) that imports the modules
 common to several processes, as `worker.fork_server` does for decoding. Each process it starts is a fork
 with its own environment, arguments and output, which runs its module as `__main__` and shares the
-memory of the imported modules copy-on-write. In `ps` they look like any `python -m …`.
+memory of the imported modules copy-on-write. In `ps` they look like any `python -m …`. What only later
+processes need is imported when they are started, while the first ones already do their own imports.
 
 The server ends when its owner closes it or dies; it then sends its forks the signal `ending`.
 """
 
 import ctypes
-import gc
 import json
 import os
 import runpy
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from worker.confinement import die_with_parent
+from worker.contract.loading import loading
 
 __all__ = ["Fork", "MODULES", "Preloaded", "WORKER_MODULES"]
 
@@ -199,6 +200,7 @@ class Preloaded:
         environment: Mapping[str, str],
         output: IO[Any] | int,
         *,
+        modules: Sequence[str] = (),
         session: bool = False,
         umask: int | None = None,
     ) -> Fork:
@@ -208,6 +210,7 @@ class Preloaded:
             arguments: The module or the file, then what follows.
             environment: The whole environment of the process.
             output: File descriptor for its stdout and stderr.
+            modules: Modules that the server imports before it forks, if it has not yet.
             session: Whether it starts a new session (setsid).
             umask: Its umask; None for the server's.
 
@@ -215,7 +218,7 @@ class Preloaded:
             ChildProcessError: If the server has ended, or cannot fork.
         """
         request: dict[str, Any] = {"arguments": [*arguments], "environment": {**environment}}
-        request |= {"session": session, "umask": umask}
+        request |= {"modules": [*modules], "session": session, "umask": umask}
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = output if isinstance(output, int) else output.fileno()
         channel.settimeout(_LOADING)
@@ -295,12 +298,14 @@ class _Server:
             return False
         output, reply = given
         channel = socket.socket(fileno=reply)
+        asked = json.loads(message)
+        _load(asked["modules"])
         try:
             pid = os.fork()
         except OSError:  # no memory or process table for it now
             pid = -1
         if pid == 0:
-            raise _InChild(json.loads(message), output, channel.detach())
+            raise _InChild(asked, output, channel.detach())
         os.close(output)
         if pid < 0:
             channel.close()
@@ -363,13 +368,15 @@ def _threads() -> int:
 
 
 def _load(modules: Sequence[str]) -> None:
-    """Import modules and freeze their objects: garbage collection would copy the shared pages."""
-    for name in modules:
-        import_module(name)
+    """Import modules; garbage collection would copy the pages they share with forks."""
+    new = [name for name in modules if name not in sys.modules]
+    if not new:
+        return
+    with loading():
+        for name in new:
+            import_module(name)
     if (threads := _threads()) != 1:
-        raise RuntimeError(f"a module of {modules} starts {threads - 1} threads: forks have none")
-    gc.collect()
-    gc.freeze()
+        raise RuntimeError(f"a module of {new} starts {threads - 1} threads: forks have none")
 
 
 def _main(descriptor: int, ending: int, modules: Sequence[str]) -> None:

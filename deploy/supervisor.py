@@ -49,6 +49,7 @@ class Process:
         stop_seconds: Grace period from SIGTERM to SIGKILL.
         folder: Folder that it needs; created before each start if it is missing.
         forked: Whether it may be forked from the supervisor's `Preloaded`, if its command is Python's.
+        modules: Modules to import there before it is forked, besides those imported at its start.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Process:
     stop_seconds: float = 10.0
     folder: Path | None = None
     forked: bool = False
+    modules: tuple[str, ...] = ()
 
 
 @dataclass
@@ -191,7 +193,12 @@ class Supervisor:
             if part.forked and self._forks is not None:
                 with suppress(ChildProcessError):  # fall back to a new interpreter, which is slower
                     return self._forks.start(
-                        part.command[2:], self.environment, output, session=True, umask=_UMASK
+                        part.command[2:],
+                        self.environment,
+                        output,
+                        modules=part.modules,
+                        session=True,
+                        umask=_UMASK,
                     )
             return subprocess.Popen(
                 part.command,

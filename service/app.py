@@ -7,7 +7,6 @@ line, for people or for machines. `serve` runs the application with uvicorn.
 Data sets require an API key, and only a limited number of requests read them at a time.
 """
 
-import gc
 import logging
 import os
 import re
@@ -60,6 +59,7 @@ from service.routes import (
     system,
 )
 from service.settings import GatewaySettings
+from worker.contract.loading import loading
 from worker.contract.logs import configure_logs
 from worker.contract.trace_export import export_traces
 from worker.contract.traces import continue_trace, trace_id
@@ -334,9 +334,8 @@ def serve(settings: GatewaySettings) -> None:
     os.umask(0o077)  # uploads and keys are for this user alone
     configure_gateway_logs(settings)
     export_traces("gateway")
-    app = create_app(settings)
-    gc.collect()
-    gc.freeze()  # keep loaded modules out of garbage collection: it stops all requests for 0.2 s
+    with loading():
+        app = create_app(settings)
     sys.setswitchinterval(SWITCH_SECONDS)
     uvicorn.run(
         app,

@@ -14,7 +14,6 @@ its child killed; a server that dies takes its children with it and is restarted
 
 import atexit
 import contextlib
-import gc
 import json
 import os
 import selectors
@@ -37,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 
 from worker.confinement import close_network, die_with_parent
+from worker.contract.loading import loading
 
 __all__ = ["Ended", "ForkServer", "ServerDied", "end_shared_server", "shared_server"]
 
@@ -454,13 +454,11 @@ def _main(descriptor: int, parent: int) -> None:
     die_with_parent(parent, signal.SIGKILL)
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
-    with _without_pandas():
+    with loading(), _without_pandas():
         for name in _PRELOADED:
             import_module(name)
         warm = import_module(_WARMED)
         _tell_faults(warm.warm_up)
-    gc.collect()
-    gc.freeze()  # garbage collection in children would copy shared pages
     carry_out = import_module("worker.sandbox").carry_out
     _Server(control, carry_out, partial(_tell_faults, warm.rehearse)).serve()
 

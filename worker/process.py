@@ -9,7 +9,6 @@ runs, and say so in the registration) and `resume`. Jobs run in a thread or in c
 the main process answers while they do.
 """
 
-import gc
 import logging
 import os
 import socket
@@ -25,6 +24,7 @@ from celery.worker import state
 from celery.worker.control import control_command
 
 from model.domain.errors import AppaError, UnknownName
+from worker.contract.loading import loading
 from worker.contract.logs import configure_logs
 from worker.contract.queues import (
     GPU_QUEUE,
@@ -219,6 +219,11 @@ class WorkerLife:
         if set(self.queues) == {INGEST_LARGE_QUEUE}:
             os.nice(_NICE)
         runtime.start_reporting()
+        with loading():
+            self._load(runtime)
+
+    def _load(self, runtime: Runtime) -> None:
+        """Load the model of a GPU worker, and what the other workers need."""
         if GPU_QUEUE in self.queues:
             # torch is imported in the one process that uses it, never in a parent that forks
             from worker.loaded_models import open_models
@@ -240,8 +245,6 @@ class WorkerLife:
             from worker.tasks.ingest import describe_ingest
 
             describe_ingest(runtime.report)
-        gc.collect()
-        gc.freeze()  # no collection of loaded modules: it would pause jobs and copy pages
 
     def on_child(self, **_: Any) -> None:
         """Open separate connections in a forked child (Celery also calls this without a fork)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.preloaded import Preloaded
 from tests.warm_start import Fork, start_warm
 
 TELL = """
@@ -59,3 +60,34 @@ def test_it_runs_until_it_is_told_to_end(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)  # its number is not free before its code was told
     assert process.wait(60) == -signal.SIGKILL
     process.terminate()  # nothing, as it has ended
+
+
+LOADED = "import sys; print('colorsys' in sys.modules, __import__('gc').isenabled(), flush=True)"
+
+
+def test_modules_of_later_processes_are_imported_when_these_start(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(LOADED)
+    server = Preloaded(("wave",), os.environ)
+    try:
+        for name, modules in (("first", ()), ("second", ("colorsys",)), ("third", ())):
+            with (tmp_path / name).open("w") as log:
+                fork = server.start([str(program)], os.environ, log, modules=modules)
+                assert fork.wait(60) == 0
+    finally:
+        server.close()
+    said = [(tmp_path / name).read_text().split() for name in ("first", "second", "third")]
+    assert said == [["False", "True"], ["True", "True"], ["True", "True"]]
+
+
+def test_a_module_that_cannot_be_imported_ends_the_server_and_is_named(tmp_path: Path) -> None:
+    """Its processes then start by themselves (`Supervisor`)."""
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        server = Preloaded((), os.environ, output=output)
+        try:
+            with pytest.raises(ChildProcessError):
+                server.start(["program.py"], os.environ, output, modules=("no_such_module",))
+        finally:
+            server.close()
+    assert "No module named 'no_such_module'" in log.read_text()
