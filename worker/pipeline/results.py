@@ -399,7 +399,7 @@ def write_outputs(
         restart = None
         if not any(plan.tied):  # no job continues a forecast
             states = Restart(plan.times, analysis.latents, loaded.sha256, biases)
-            restart = beside.submit(write_restart, states, folder / RESTART_NAME)
+            restart = beside.submit(_write_restart, states, folder / RESTART_NAME)
         for name, write in zip(names, [OUTPUTS[name].load() for name in names], strict=True):
             with traces.step(f"write {name}"), disk_errors(folder):
                 written += write(product, folder)
@@ -407,10 +407,14 @@ def write_outputs(
             path = folder / SERIES_NAME
             pq.write_table(product.series, path, compression="zstd")
             written.append((path, "verification"))
-        if restart is not None:
-            restart.result()
-            written.append((folder / RESTART_NAME, "restart"))
-    return [describe_file(path, role) for path, role in written]
+        files = [describe_file(path, role) for path, role in written]
+        return files if restart is None else [*files, restart.result()]
+
+
+def _write_restart(states: Restart, path: Path) -> ManifestFile:
+    """Write a restart file, and return its entry in the manifest."""
+    write_restart(states, path)
+    return describe_file(path, "restart")
 
 
 def describe_result(product: Product, files: Sequence[ManifestFile]) -> AnalysisManifest:
