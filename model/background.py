@@ -21,7 +21,9 @@ The analysis is linear in its innovations, and `innovation_weights` says by its 
 them did to model equivalents elsewhere.
 """
 
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -171,12 +173,22 @@ def propagate_errors(
         expected = expected_states(denoise, states, date, sigma)
         return (expected - remainder * follows(states)).flatten(1)
 
-    # Compiled functions have first derivatives only.
-    with torch.compiler.set_stance("force_eager"):
+    with _uncompiled():
         tangent = Tangent(grown, analysed[None])
     average = remainder * follows(tangent.x)
     forecast = tangent.y.view_as(average) + average  # known by now: not evaluated again
     return Propagation(tangent, torch.cat([analysed, forecast[0]]), remainder)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Evaluate functions without compilation: compiled ones have first derivatives only.
+
+    Where the compiler is not loaded, nothing is compiled: to load it takes a second and 70 MB.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def continued_ages(hours: int) -> tuple[tuple[timedelta, timedelta], ...]:

@@ -2,7 +2,7 @@
 
 A process that waits for its next job needs no weights; reading them again takes less than a tenth of a
 second where the system still has the files in its cache. Parameters stay the same objects: only their
-memory goes and comes back, so what refers to them stays valid.
+memory goes and comes back, so what refers to them stays valid. What is derived from them is computed anew.
 """
 
 import os
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from model.card import CARD_NAME, read_card
 from model.domain.errors import CheckpointError
 from model.latent_model import LatentModel
+from model.nn.transformer import ConstantCache
 
 __all__ = ["StoredWeights", "stored_weights"]
 
@@ -77,15 +78,22 @@ def _state(descriptor: int) -> tuple[int, int]:
 
 
 class StoredWeights:
-    """The large arrays of a model that its bundle stores; nothing may compute while they rest."""
+    """The large arrays of a model that its bundle stores; nothing may compute while they rest.
 
-    def __init__(self, files: Sequence[_File] = ()) -> None:
-        self._files = files
+    Arguments:
+        files: The files that hold them.
+        derived: Caches of what was computed from them, which is not valid for arrays read again.
+    """
+
+    def __init__(self, files: Sequence[_File] = (), derived: Sequence[ConstantCache] = ()) -> None:
+        self._files, self._derived = files, derived
         self._absent: list[tuple[_File, dict[str, Tensor]]] = []
 
     @torch.no_grad()
     def rest(self) -> None:
         """Free the memory of the arrays, except those that differ from the stored ones."""
+        for cache in self._derived:
+            cache.clear()
         for file in self._files:
             arrays = file.equal_arrays()
             self._absent.append((file, arrays))
@@ -134,7 +142,8 @@ def stored_weights(folder: Path, model: LatentModel) -> StoredWeights:
         with safe_open(folder / about.path, "pt") as stored:
             found = {name: found[name] for name in sorted(found.keys() & set(stored.keys()))}
         files.append(_File.opened(folder / about.path, found))
-    return StoredWeights(files)
+    derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, ConstantCache)]
+    return StoredWeights(files, derived)
 
 
 def _can_be_freed(array: Tensor) -> bool:

@@ -67,6 +67,11 @@ class ConstantCache:
         self._held = held
         return value
 
+    def clear(self) -> None:
+        """Free all that is held."""
+        self._entries.clear()
+        self._held = 0
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "ConstantCache":
         return ConstantCache(self.limit)
 

@@ -1,6 +1,8 @@
 """Weights of an idle model: their memory goes, and the same values come back from the bundle."""
 
+import gc
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -52,6 +54,21 @@ def test_the_memory_goes_and_the_same_values_come_back(bundle):
         assert all(torch.equal(after[name], array) for name, array in before.items())
     assert [id(p) for p in model.parameters()] == parameters
     assert torch.equal(model.denoise(x, sigma, DATE), wanted)
+
+
+def test_what_was_derived_from_them_goes_as_well(bundle):
+    model = load_checkpoint(bundle)
+    weights = stored.stored_weights(bundle, model)
+    levels = torch.tensor([0.1, 0.1, 2.0, 2.0])
+    factors = weakref.ref(model.denoise.base.given(levels)._factors[0])
+    gc.collect()
+    assert factors() is not None  # held for the next evaluation
+    weights.rest()
+    assert factors() is None
+    weights.wake()
+    x = torch.randn(1, 4, *model.latent_shape)
+    other = load_checkpoint(bundle).denoise.base.given(levels)
+    torch.testing.assert_close(model.denoise.base.given(levels).gain(x), other.gain(x))
 
 
 def test_what_differs_from_the_stored_values_is_kept(bundle):

@@ -157,15 +157,24 @@ def test_parts_rest_between_works_and_wake_before_one(monkeypatch) -> None:
 
 WARM_UP = """
 import sys
+from datetime import UTC, datetime, timedelta
+import torch
 from lab.tiny_model import tiny_model
+from model.background import around_forecast
+from model.checkpoints.bundle import load_checkpoint
+from model.nn.embedding import date_rows
 from worker.loaded_models import warm_up
 warm_up(tiny_model())
+model = load_checkpoint("appa-t31")
+times = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=h) for h in range(24)]
+around_forecast(model)(torch.zeros(12, *model.latent_shape), date_rows(times))
 print(*sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
 """
 
 
-def test_a_job_loads_no_symbolic_algebra() -> None:
-    """33 MB and a second of processor, only to compare two shapes in `torch.autograd.grad`."""
+def test_jobs_load_neither_symbolic_algebra_nor_a_compiler() -> None:
+    """A second of processor and up to 70 MB: to compare two shapes in `torch.autograd.grad`, and to say
+    that a cycle, which continues an analysis, computes without compiled functions."""
     command = [sys.executable, "-c", WARM_UP]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout.strip()) == (0, ""), ended.stderr[-2000:]
