@@ -7,7 +7,8 @@
 2. train the learned correction of the closed form on them with large batches, in bfloat16 where the
    device supports it in hardware, at one noise level for a blanket and at a level per state
    (`lab.training.denoiser_batches`), with a constant rate and a linear cool-down at the end, as good
-   as a cosine and usable at every stop (arXiv 2603.25687), resuming a session that OUTPUT holds;
+   as a cosine and usable at every stop (arXiv 2603.25687), resuming a session that OUTPUT holds, or with
+   ``--tune`` from the network of the checkpoint;
 3. compare it with the closed form by noise level and as a forecast, on hours it has not seen;
 4. write weights in parts of at most 16 MB, the learning curve and what was done.
 
@@ -44,7 +45,7 @@ from lab.training.preconditioning import (
 from model.backbone import Backbone, BackboneConfig
 from model.checkpoints.bundle import load_checkpoint
 from model.denoiser import BlanketDenoiser, native_precision, reduced_precision
-from model.domain.errors import CheckpointError
+from model.domain.errors import CheckpointError, ConfigurationError
 from model.domain.files import open_atomic, write_atomic
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior
@@ -63,8 +64,6 @@ __all__ = [
 
 PART_BYTES = 16_000_000
 KEEP_SECONDS = 60
-CYCLED_SHARE, CYCLED_NOISE = 0.75, 0.4
-"""Share of known states and their noise level in the forecasts of cycles, whose errors give the weights."""
 OPEN_GATE = 0.5
 """Initial gate of each block, the weight of its output."""
 Log = Callable[[dict[str, Any]], None]
@@ -94,8 +93,9 @@ class Session:
         ema_decay: Of the averaged weights.
         sigma: Lowest and highest noise level, drawn log-uniformly.
         unequal: Share of a batch whose states carry different noise.
-        weighted: Whether a resumed session weights errors by the size that those of its network
-            have in forecasts (`lab.training.preconditioning`).
+        tune: Whether a new session begins with the network of the checkpoint instead of an untrained one.
+        weighted: Whether a session that begins with a trained network weights errors by the size that
+            those of this network have in forecasts (`lab.training.preconditioning`).
         uses: Steps that each batch is used in; 2 halves the cost of drawing batches on a processor.
         compiled: Whether blocks are compiled.
         steps: At most, in this session; None for as many as the minutes allow.
@@ -119,6 +119,7 @@ class Session:
     ema_decay: float = 0.995
     sigma: tuple[float, float] = (0.08, 5.0)
     unequal: float = 0.5
+    tune: bool = False
     weighted: bool = False
     uses: int = 1
     compiled: bool = False
@@ -217,17 +218,17 @@ def train(
     seeded by the step, so that a resumed session does not repeat earlier ones.
     """
     base = cast(ZonalGaussianPrior, model.denoise.base).float()
-    backbone = _untrained(settings, model).to(settings.device)
+    first = _trained if settings.tune else _untrained
+    backbone = first(settings, model).to(settings.device)
     learn_differences(backbone)
     ema = averaged(backbone, settings.ema_decay)
     optimiser = MatrixOptimiser(backbone, settings.matrix_rate, settings.learning_rate)
     step, seen = _resume(output / "state.pt", backbone, ema, optimiser)
     precision = native_precision(torch.device(settings.device))
     weights = None
-    if settings.weighted and step:
+    if settings.weighted and (step or settings.tune):
         network = BlanketDenoiser(ema.module, base, precision)
-        known = int(CYCLED_SHARE * model.blanket_size)
-        weights = measure_error_weights(network, data, known, CYCLED_NOISE)
+        weights = measure_error_weights(network, data, *_cycled_forecast(model))
     if settings.compiled:
         backbone.compile_blocks()
     drawn = Batches(
@@ -284,6 +285,32 @@ def _untrained(settings: Session, model: LatentModel) -> Backbone:
             last = cast(nn.Linear, cast(TransformerBlock, block).ada_zero[-1])
             last.bias.chunk(4)[2].fill_(OPEN_GATE)
     return backbone
+
+
+def _trained(settings: Session, model: LatentModel) -> Backbone:
+    """Return the backbone of the checkpoint, to train on from its weights.
+
+    Raises:
+        ConfigurationError: If it has not the size of the session's.
+    """
+    own, config = cast(Backbone, model.denoise.backbone), settings.backbone(model)
+    if own.config != config:
+        differ = [n for n, value in asdict(config).items() if asdict(own.config)[n] != value]
+        raise ConfigurationError(
+            f"Expected a checkpoint with the network of the session; {', '.join(differ)} differ. Set "
+            "--width, --depth and --local as in its card, or train without --tune."
+        )
+    backbone = Backbone(config)
+    backbone.load_state_dict(own.state_dict())
+    return backbone
+
+
+def _cycled_forecast(model: LatentModel) -> tuple[int, float]:
+    """Return the number of known states, and their noise level, in the forecasts of its cycles."""
+    cycled = model.card.background
+    if cycled is None:
+        return model.blanket_size // 2, 0.3
+    return model.blanket_size - cycled.hours, cycled.sigma
 
 
 def _rate(settings: Session, step: int, share: float) -> float:
@@ -442,6 +469,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--unequal", type=float)
     parser.add_argument("--compiled", action="store_true", help="compile the blocks")
+    parser.add_argument("--tune", action="store_true", help="begin with the checkpoint's network")
     parser.add_argument("--weighted", action="store_true", help="weight errors by their size")
     options = vars(parser.parse_args())
     # By default jax would take all of the memory, which torch needs as well.

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
@@ -17,7 +17,7 @@ from lab.training.export import adopt_session
 from lab.training.gpu_session import Session, load_weights, run, save_weights, train
 from lab.training.latent_years import LatentYears, read_latents, save_latents
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
-from model.domain.errors import CheckpointError
+from model.domain.errors import CheckpointError, ConfigurationError
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.nn.embedding import date_rows
@@ -247,6 +247,26 @@ def test_a_bundle_adopts_the_denoiser_of_a_session(model, tmp_path):
     assert adopted.card.backbone.noise_per_state
     decoded = adopted.decode(x[:, 0]), model.decode(x[:, 0])
     torch.testing.assert_close(*decoded, rtol=1e-3, atol=1e-2, equal_nan=True)
+
+
+def test_a_session_begins_with_the_network_of_a_bundle(model, tmp_path):
+    settings = Session(minutes=1, batch=2, width=16, depth=1, warmup=2, steps=3)
+    data = drawn_from(model.denoise.base, 8)
+    trained = deepcopy(model)
+    trained.denoise = train(settings, model, data, tmp_path, math.inf, print)
+    tuned = replace(settings, tune=True)
+    x, date = sampled(model.latent_shape, 2)
+    sigma = torch.linspace(0.1, 3.0, K).expand(2, K)
+
+    (tmp_path / "same").mkdir()
+    begun = train(tuned, trained, data, tmp_path / "same", 0.0, print)  # no step
+    torch.testing.assert_close(begun(x, sigma, date), trained.denoise(x, sigma, date))
+    (tmp_path / "on").mkdir()
+    weighted = replace(tuned, weighted=True)  # by the errors of the network that it begins with
+    after = train(weighted, trained, data, tmp_path / "on", math.inf, print)
+    assert not torch.equal(after.backbone.out_proj.weight, begun.backbone.out_proj.weight)
+    with pytest.raises(ConfigurationError, match="hid_channels differ"):
+        train(replace(tuned, width=32), trained, data, tmp_path / "on", math.inf, print)
 
 
 def test_an_untrained_correction_scores_as_the_closed_form(model, tmp_path):
