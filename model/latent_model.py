@@ -5,6 +5,7 @@ works; and back. Standardisation divides by fixed statistics of the training dat
 channel, so that all networks see values of order one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -248,6 +249,11 @@ class LatentModel(nn.Module):
     def state_shape(self) -> tuple[int, int, int]:
         """Shape (C, Y, X) of one physical state."""
         return len(self._channels), *self._grid.shape
+
+    @property
+    def window_bytes(self) -> int:
+        """Size of the physical states of a blanket in float32."""
+        return 4 * self.blanket_size * math.prod(self.state_shape)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -8,32 +8,53 @@ of its work; one that waits gives it back, and pays those faults in its next job
 
 import ctypes
 import gc
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-__all__ = ["IDLE_SECONDS", "IdleMemory", "keep_freed_memory"]
+__all__ = ["IDLE_SECONDS", "IdleMemory", "keep_freed_memory", "share_heap"]
 
 IDLE_SECONDS = 10.0
 """Pause after which a process is idle: longer than between the messages of a queue that has work."""
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
-_KEEPING = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
-"""One heap for all threads, large arrays in it, never shrunk by itself: `man 3 mallopt`."""
+_LARGE_WINDOW = 2**27
+"""Bytes of the states of a window from which on freed arrays are returned at once: in a heap they would
+leave holes of their size, which arrays that are a little larger do not fit into."""
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep all memory that this process frees, where it can (glibc).
+def share_heap() -> None:
+    """Give all threads of this process one heap, where the C library can (glibc).
 
-    Call it before the process starts threads: each of them would have a heap of its own, whose parts of
-    64 MiB hold no large array.
+    Call it before the process starts threads: the heap of a thread has parts of 64 MiB, and no array
+    that is larger.
     """
+    _tune({_M_ARENA_MAX: 1})
+
+
+def keep_freed_memory(window_bytes: int) -> None:
+    """Let the C library keep all memory that this process frees, where it can (glibc; `man 3 mallopt`).
+
+    Nothing is changed where the environment says how memory is allocated, or arrays are large.
+
+    Arguments:
+        window_bytes: Size of the states of one window.
+    """
+    if window_bytes < _LARGE_WINDOW:
+        _tune({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
+
+
+def _tune(values: Mapping[int, int]) -> None:
+    asked = any(name.startswith("MALLOC_") for name in os.environ)
+    if asked or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
     mallopt = _of_the_c_library("mallopt")
     if mallopt is not None:
-        for parameter, value in _KEEPING.items():
+        for parameter, value in values.items():
             mallopt(parameter, value)
 
 

@@ -144,6 +144,11 @@ class LoadedModels:
     models: tuple[LoadedModel, ...]
     device: torch.device
 
+    @property
+    def window_bytes(self) -> int:
+        """Return the size of the states of the largest window, a blanket."""
+        return max(loaded.model.window_bytes for loaded in self.models)
+
     def measure_device(self, figures: ProcessFigures) -> None:
         """Set memory and utilisation of the device, where it is a GPU."""
         if self.device.type != "cuda":

@@ -37,7 +37,7 @@ from worker.contract.queues import (
 from worker.contract.redis_server import redis_health
 from worker.contract.trace_export import export_traces, finish_traces
 from worker.fork_server import end_shared_server
-from worker.idle_memory import keep_freed_memory
+from worker.idle_memory import keep_freed_memory, share_heap
 from worker.protections import protections
 from worker.runtime import Runtime, open_runtime
 from worker.sandbox import sweep_scratch, warm_up
@@ -210,7 +210,7 @@ class WorkerLife:
             AppaError: If there is no model or it cannot be used.
         """
         if GPU_QUEUE in self.queues:
-            keep_freed_memory()
+            share_heap()
         self.runtime = runtime = open_runtime(self.settings, self.queues, self.name, self.app)
         for warning in redis_health(runtime.stores.redis).warnings:
             log.warning("redis", advice=warning)
@@ -238,6 +238,7 @@ class WorkerLife:
                 runtime.report.ranks = self.settings.ranks
             with runtime.memory.in_use():
                 runtime.models = open_models(self.settings)
+                keep_freed_memory(runtime.models.window_bytes)
                 describe_models(runtime.models, runtime.report)
             runtime.memory.add(runtime.models.rest, runtime.models.wake)
             self.app.runtime = runtime

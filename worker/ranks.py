@@ -35,7 +35,7 @@ from model.execution import OnStep
 from model.passes import plan_passes
 from worker.contract.kinds import JobSpec, SpecBase
 from worker.contract.logs import configure_logs
-from worker.idle_memory import keep_freed_memory
+from worker.idle_memory import keep_freed_memory, share_heap
 from worker.loaded_models import LoadedModel, LoadedModels, choose_device, open_models
 from worker.pipeline.parts import PartInputs
 from worker.settings import WorkerSettings
@@ -266,11 +266,12 @@ def _follow(models: LoadedModels, ranks: Ranks, about: dict[str, Any]) -> None:
 def main() -> None:
     """Follow rank 0 until it closes the standard input; any error ends this rank."""
     rank, count, meeting = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    keep_freed_memory()
+    share_heap()
     settings = WorkerSettings()
     configure_logs(settings)
     ranks = join(rank, count, meeting)
     models = open_models(settings)
+    keep_freed_memory(models.window_bytes)
     for line in sys.stdin:
         try:
             _follow(models, ranks, json.loads(line))

@@ -196,7 +196,6 @@ def osse(
     from lab.skill.display import draw_skill, print_report
     from lab.skill.experiments import Experiment, verify_osse
 
-    keep_freed_memory()
     if quick:
         starts, members, states, cycles = 2, 4, min(states, 4), cycles or 2.0
     report, model, fields = verify_osse(
@@ -244,8 +243,8 @@ def soundings(
     from lab.skill.experiments import verify_withheld, withheld_table
     from model.checkpoints.bundle import load_checkpoint
 
-    keep_freed_memory()
     model = load_checkpoint(checkpoint)
+    keep_freed_memory(model.window_bytes)
     skill = verify_withheld(model, paths, share=share, members=members, seed=seed)
     if as_json:
         rows = skill.rows.assign(layer=skill.rows["layer"].astype(str)).to_dict("records")

@@ -31,6 +31,7 @@ from model.execution import OnStep, no_progress
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
+from worker.idle_memory import keep_freed_memory
 from worker.observations.decoders.decode import decode_file
 from worker.observations.errors import assign_errors
 from worker.observations.qc.base import QCContext, load_parameters
@@ -107,6 +108,7 @@ def verify_osse(
     """
     precision = asked.precision or native_precision(torch.device("cpu"))
     model = load_checkpoint(asked.checkpoint, precision=precision)
+    keep_freed_memory(model.window_bytes)
     truth = open_truth(model, asked.checkpoint, asked.truth, asked.first, asked.last)
     made_by = experiment(model, settings, asked.truth) | {"cycle_days": asked.cycle_days}
     kept = ResultsFile(asked.keep, made_by)

@@ -213,7 +213,6 @@ def _chains(model: LatentModel, url: str, count: int, step: int) -> list[Analysi
 
 def main() -> None:
     """Run sweeps with the settings of the command line."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("nature", help="store of states")
     parser.add_argument("latents", type=Path, help="the same as latents")
@@ -241,6 +240,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     model, data = load_checkpoint(asked.checkpoint), read_latents(asked.latents)
+    keep_freed_memory(model.window_bytes)
     year, month, day, hour = data.dates[0].tolist()
     first = datetime(year, month, day, hour, tzinfo=UTC)
     ends = starts(data, first, asked.chains, asked.step * asked.cycles * asked.sweeps)

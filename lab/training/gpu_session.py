@@ -416,6 +416,7 @@ def run(
             file.write(line + "\n")
 
     model = load_checkpoint(checkpoint).to(settings.device)
+    keep_freed_memory(model.window_bytes)
     if latents is None:
         until = began + 60 * settings.minutes * settings.simulate_share
         data = simulate(settings, model, until, log)
@@ -451,7 +452,6 @@ def run(
 
 def main() -> None:
     """Run a session with the settings of the command line."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="folder of the session; rerun to go on")
     parser.add_argument("--minutes", type=float, required=True, help="wall clock of it all")

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -83,9 +84,10 @@ def test_a_worker_with_work_keeps_its_memory(monkeypatch) -> None:
 FAULTS = """
 import resource, sys, threading, numpy as np, psutil
 from worker import idle_memory
-from worker.idle_memory import IdleMemory, keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
+from worker.idle_memory import IdleMemory, keep_freed_memory, share_heap
+if sys.argv[1] != "default":
+    share_heap()
+    keep_freed_memory(int(sys.argv[1]))
 def fill(times):
     for _ in range(times):
         for megabytes in (100, 40, 70):
@@ -109,13 +111,21 @@ print(psutil.Process().memory_info().rss)
 def test_arrays_of_a_job_take_the_memory_of_the_one_before() -> None:
     """Without it, each page of an array of more than 32 MiB is taken from the system anew."""
     faults, kept = {}, {}
-    for how in ("keep", "default"):
-        command = [sys.executable, "-c", FAULTS, how]
-        ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        faults[how], kept[how] = map(int, ended.stdout.split())
+    cases = {
+        "keep": ("20000000", {}),
+        "default": ("default", {}),
+        "large": ("7000000000", {}),  # a window of 0.25 degrees
+        "asked": ("20000000", {"MALLOC_MMAP_THRESHOLD_": "1048576"}),
+    }
+    for name, (argument, more) in cases.items():
+        command, environment = [sys.executable, "-c", FAULTS, argument], {**os.environ, **more}
+        ended = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+        )
+        faults[name], kept[name] = map(int, ended.stdout.split())
     pages = 3 * 210 * 2**20 / 4096
     # A page fault may bring a huge page of 2 MiB.
-    assert faults["default"] > pages / 512
+    assert all(faults[name] > pages / 512 for name in ("default", "large", "asked"))
     assert faults["keep"] < 0.1 * faults["default"]
     assert kept["keep"] < kept["default"] + 20 * 2**20  # an idle process returns them all the same
 
