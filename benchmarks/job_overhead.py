@@ -5,9 +5,9 @@
 
 Starts the one-machine stack on a free port with a data folder of its own, and waits while it is
 idle. It then uploads a handful of observations and runs filtering jobs one after another: each for
-itself, then hourly ones that continue those, at the age in the card. On a slow machine it is content with the
-jobs that fit into `--seconds`, but runs at least three. Times come from the ids of the events,
-which the server stamps in milliseconds.
+itself, then hourly ones that continue those, at the age in the card. On a slow machine it is content
+with the jobs that fit into `--seconds`, but runs at least three, and one for each that is continued.
+Times come from the ids of the events, which the server stamps in milliseconds.
 """
 
 import argparse
@@ -98,9 +98,9 @@ def run_job(
 def run_jobs(
     stack: LocalStack, client: httpx.Client, body: dict[str, object], limits: argparse.Namespace
 ) -> list[tuple[dict[str, float], float]]:
-    """Run `limits.jobs` jobs, or as many as fit into `limits.seconds` and at least three.
+    """Run `limits.jobs` jobs, or as many as fit into `limits.seconds`, at the hours that cycles continue.
 
-    Their hours are those that the cycles continue.
+    At least three, and one at each of these hours.
     """
     end = time.monotonic() + limits.seconds
     runs: list[tuple[dict[str, float], float]] = []

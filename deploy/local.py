@@ -71,7 +71,7 @@ _SHARED = {
 }
 """Modules that the process which forks the others imports for each of them, besides those of all workers.
 Torch is imported by the model worker after the fork: the others do not use it, and are loaded meanwhile.
-The feeds of an installation without sources would be loaded in vain."""
+The feeds import their own: they may start much later, and an error there must not end the other forks."""
 
 BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",

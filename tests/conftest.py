@@ -15,6 +15,8 @@ import httpx._transports.default as http_transports
 import pyproj  # noqa: F401
 import pytest
 
+from worker.contract.loading import loading
+
 # Workers of pytest-xdist are told the width of its terminal, which is nobody's wish for our tables.
 os.environ.pop("COLUMNS", None)
 
@@ -41,14 +43,11 @@ def pytest_collection() -> Generator[None, object, object]:
     Those are a million objects that stay until the end. Looking through them every so often takes a
     third of the processor time of collection or more, and a second each time later.
     """
-    gc.disable()
     try:
-        return (yield)
+        with loading():
+            return (yield)
     finally:
-        gc.collect()
-        gc.freeze()
         gc.collect()  # full collections come when a quarter of what the last one left was added
-        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

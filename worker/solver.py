@@ -163,9 +163,7 @@ class Solver:
         """
         none = (False,) * len(times)
         plan = WindowPlan(tuple(times), none, none, _only_last(len(times)))
-        settings = self.settings
-        if closed_form:
-            settings = replace(settings, diffusion=False)
+        settings = replace(self.settings, diffusion=not closed_form)
         seed = self.spec.seed + _PRIOR_SEED
         return self._run(plan, None, seed, settings=settings).latents
 

@@ -25,7 +25,6 @@ from deploy.console import (
     utc_time,
 )
 from model.domain.variables import VARIABLES
-from worker.idle_memory import keep_freed_memory
 from worker.results.verification.series import ALL, LIMIT_SUFFIXES
 
 __all__ = ["Line", "STATISTICS", "Summary", "app", "summarise", "summary_table"]
@@ -244,7 +243,6 @@ def soundings(
     from model.checkpoints.bundle import load_checkpoint
 
     model = load_checkpoint(checkpoint)
-    keep_freed_memory(model.window_bytes)
     skill = verify_withheld(model, paths, share=share, members=members, seed=seed)
     if as_json:
         rows = skill.rows.assign(layer=skill.rows["layer"].astype(str)).to_dict("records")

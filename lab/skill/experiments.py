@@ -309,6 +309,7 @@ def verify_withheld(
     Raises:
         InvalidInput: If the files hold no usable report.
     """
+    keep_freed_memory(model.window_bytes)
     tables = [decode_file(path).table for path in paths]
     table = assign_errors(pa.concat_tables(tables).unify_dictionaries())
     if not table.num_rows:

@@ -68,7 +68,7 @@ class ConstantCache:
         return value
 
     def clear(self) -> None:
-        """Free all that is held."""
+        """Free the tensors that are held; the next evaluation computes them anew."""
         self._entries.clear()
         self._held = 0
 

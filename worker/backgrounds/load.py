@@ -315,7 +315,7 @@ def load_background(
     earlier: EarlierStates | None,
     solver: Solver,
     *,
-    observed: bool = True,
+    observed: bool,
 ) -> Background:
     """Return the first guess at `plan.times`: earlier states brought forward, or climatology.
 
